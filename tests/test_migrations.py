@@ -36,6 +36,7 @@ ALLOWED: dict[tuple[str, str], str] = {
         "0006_schedule_sources",
     ): "triggers and checks that allow what the old version writes; a unique index of volumes, which no run has yet",
     ("accounts", "0003_recycle_bin"): "the old version doesn't write the column",
+    ("accounts", "0006_credential_guards"): "triggers on changes that no version makes",
     (
         "snapshots",
         "0014_recycle_bin",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from django.db import IntegrityError, transaction
 from django.test import Client
 from django.urls import reverse
 
@@ -13,7 +14,13 @@ from cng_portal.accounts.credentials import issue_token, read_token, record_use,
 from cng_portal.accounts.models import ApplicationCredential, Membership, Project, Role, User
 from cng_portal.accounts.signin import confirmation
 from cng_portal.activity.models import Activity
-from tests.factories import CREDENTIAL_SECRET, ApplicationCredentialFactory, ProjectFactory, UserFactory
+from tests.factories import (
+    CREDENTIAL_SECRET,
+    ApplicationCredentialFactory,
+    MembershipFactory,
+    ProjectFactory,
+    UserFactory,
+)
 
 pytestmark = pytest.mark.django_db
 
@@ -150,6 +157,16 @@ def test_a_credential_and_its_tokens_end_at_once(
     end(credential)
     assert not can_sign_in(credential)
     assert read_token(token, address=ADDRESS, at=NOW) == (None, None)
+
+
+@pytest.mark.both_databases
+def test_the_database_keeps_a_credential_revoked_and_with_its_owner(credential: ApplicationCredential) -> None:
+    other = MembershipFactory()
+    own = ApplicationCredential.objects.filter(pk=credential.pk)
+    own.update(revoked_at=NOW)
+    for fields in ({"revoked_at": None}, {"user": other.user}, {"project": other.project}, {"secret_hash": "0" * 64}):
+        with pytest.raises(IntegrityError), transaction.atomic():
+            own.update(**fields)
 
 
 def test_a_token_ends_after_its_time_and_cannot_be_changed(credential: ApplicationCredential) -> None:
