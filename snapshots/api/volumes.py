@@ -26,14 +26,15 @@ from .metadata import change_metadata, clean_metadata, with_price
 VOLUME_TYPE = "standard"
 SORT_KEYS = {"created_at": "created_at", "name": "name_key", "size": "size_gb", "id": "id"}
 REVERT_VERSION = (3, 40)
+ATTACHED = Q(vm__isnull=False, vm__deleted_at=None)
 
 
 def filter_status(status: str) -> Q:
     usable = Q(state=Volume.State.AVAILABLE, active_kind=None)
     by_status = {
         "creating": Q(state=Volume.State.CREATING),
-        "available": usable & Q(vm=None),
-        "in-use": usable & Q(vm__isnull=False),
+        "available": usable & ~ATTACHED,
+        "in-use": usable & ATTACHED,
         "deleting": Q(state=Volume.State.DELETING),
         "error": Q(state=Volume.State.ERROR),
     } | {name: Q(state=Volume.State.AVAILABLE, active_kind=kind) for kind, name in STATUS_OF_OPERATION.items()}
@@ -57,13 +58,13 @@ def status_of(volume: Any) -> str:
         return str(volume.state)
     if volume.active_kind:
         return STATUS_OF_OPERATION[volume.active_kind]
-    return "in-use" if volume.vm_id else "available"
+    return "in-use" if services.machine_of(volume) else "available"
 
 
 def describe(volume: Any, call: Call, quote: Quote | None) -> dict[str, Any]:
     """`quote` is its price, None if it costs nothing or the credential doesn't see prices."""
     attachments = []
-    if volume.vm_id:
+    if services.machine_of(volume):
         attachments = [
             {
                 "id": str(volume.pk),

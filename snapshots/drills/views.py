@@ -153,7 +153,8 @@ def drills_of_target(request: Request, target: Target) -> HttpResponse:
     user, project_id = request.user, project_of(target)
     if request.method == "POST":
         checks.require_change(user, project_id)
-    snapshots = snapshots_of(target).filter(project__in=list(user.roles))
+    # One that was moved may be in a project in which the user only reads.
+    snapshots = snapshots_of(target).filter(project__in=user.changeable_project_ids)
     newest = snapshots.select_related("location", "project__customer").first()
     plan = DrillPlan.objects.filter(**{field_of(target): target}).first()
     answers = request.POST if request.method == "POST" and "now" not in request.POST else None

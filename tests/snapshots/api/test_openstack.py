@@ -14,7 +14,7 @@ from billing.models import UsageSegment
 from billing.wallet import buy_credits
 from cng_portal.accounts.models import Act, ApplicationCredential, Membership, Role
 from cng_portal.activity.models import Activity
-from cng_portal.inventory.models import Volume
+from cng_portal.inventory.models import VirtualMachine, Volume
 from snapshots.models import Operation, Snapshot
 from snapshots.services import request_snapshot
 from tests.factories import (
@@ -455,6 +455,11 @@ def test_states_are_those_that_clients_wait_for(api: Api, volume: Volume) -> Non
     attached = VolumeFactory(project=volume.project, location=volume.location, attached=True)
     assert api.get(f"/volumes/{attached.pk}")["volume"]["status"] == "in-use"
     assert [row["id"] for row in api.get("/volumes?status=in-use")["volumes"]] == [str(attached.pk)]
+    assert attached.vm
+    VirtualMachine.objects.filter(pk=attached.vm.pk).update(deleted_at=timezone.now())
+    left = api.get(f"/volumes/{attached.pk}")["volume"]
+    assert (left["status"], left["attachments"]) == ("available", [])
+    assert str(attached.pk) in {row["id"] for row in api.get("/volumes?status=available")["volumes"]}
 
 
 def test_a_locked_snapshot_says_until_when_and_is_not_deleted(api: Api, volume: Volume) -> None:

@@ -18,6 +18,7 @@ from snapshots.models import Drill, DrillPlan, Snapshot
 from tests.factories import (
     BackupFactory,
     BackupRunFactory,
+    MembershipFactory,
     ProjectFactory,
     SnapshotFactory,
     UserFactory,
@@ -60,6 +61,16 @@ def test_a_plan_drills_the_newest_snapshot_once_when_it_is_due(browser: Client, 
     assert plan.next_at == before + 7 * DAY
     browser.post(page_of(snapshot.volume), {"interval": "", "pick": "newest"})
     assert not DrillPlan.objects.exists()
+
+
+def test_the_newest_that_the_user_may_change_is_drilled_now(client: Client, snapshot: Snapshot) -> None:
+    user = UserFactory(member_of=snapshot.project)
+    elsewhere = ProjectFactory(customer=snapshot.customer)
+    MembershipFactory(user=user, project=elsewhere, role=Role.VIEWER)
+    SnapshotFactory(volume=snapshot.volume, project=elsewhere, ready_at=timezone.now() - DAY)
+    client.force_login(user)
+    client.post(page_of(snapshot.volume), {"now": "yes"})
+    assert Drill.objects.get().snapshot == snapshot
 
 
 def test_a_random_one_is_none_of_before_the_last_days(browser: Client, snapshot: Snapshot) -> None:
