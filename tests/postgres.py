@@ -61,9 +61,9 @@ def dump(programs: Path, url: str, file: Path) -> None:
 
 
 def start(programs: Path, folder: Path) -> None:
-    # Durability doesn't matter here; many tests connect from twenty threads.
+    # Durability doesn't matter here; many tests connect from twenty threads, and one reads plans, which statistics change.
     options = ["-k", str(folder), "-c", "listen_addresses=", "-c", "fsync=off", "-c", "full_page_writes=off"]
-    options += ["-c", "max_connections=300"]
+    options += ["-c", "max_connections=300", "-c", "autovacuum=off"]
     quoted = " ".join(f"'{option}'" for option in options)
     control(programs, folder, "--log", str(folder / "log"), "--options", quoted, "start", check=True)
 

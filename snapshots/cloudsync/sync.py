@@ -464,8 +464,6 @@ def mark_gone(sync: ProjectSync) -> None:
     with customer_locked(sync):
         present = Volume.objects.filter(old).exclude(written_since(sync))
         sync.report.volumes_gone += present.update(deleted_at=sync.since)
-        binned = Volume.objects.in_bin().filter(**sync.scope, deleted_at__lt=sync.since).filter(sync.unseen)
-        sync.report.volumes_gone += binned.exclude(backend_ref="").update(bin_until=None)
         sync.report.machines_gone += VirtualMachine.objects.filter(old).update(deleted_at=sync.since)
 
     absent = Exists(sync.disks.filter(sync.unseen, snapshot=OuterRef("pk")))

@@ -66,7 +66,7 @@ def test_a_menu_is_used_by_keyboard(page: Page, member: Membership, sign_in: Cal
     page.keyboard.press("Tab")
     expect(page.get_by_role("link", name="New volume")).to_be_focused()
     page.keyboard.press("Tab")
-    expect(page.get_by_role("link", name="Restore")).to_be_focused()
+    expect(page.get_by_role("link", name="Restore", exact=True)).to_be_focused()
     page.keyboard.press("Enter")
     page.wait_for_url(f"**{reverse('snapshots:restore', args=[snapshot.pk])}")
 
