@@ -18,10 +18,11 @@ from billing.charges import costs_so_far
 from cng_portal.accounts.models import User
 from cng_portal.common.money import format_amount
 from cng_portal.common.templatetags.portal import format_bytes, length_of, minute
-from cng_portal.inventory.models import Volume
+from cng_portal.inventory.models import Location, Volume
 
 from .locks import get_locks
 from .models import BackupSchedule, DiskImage, Operation, Snapshot, SnapshotLock, State, usable
+from .storage.contract import StorageError
 from .storage.registry import get_driver
 
 NAMES_SHOWN, DISKS_SHOWN = 3, 10
@@ -95,9 +96,17 @@ def preview_deletion(
         schedules=find_emptied_schedules(ids, user),
         made=find_made(ids, user),
         freed_bytes=None if not sizes or None in sizes else sum(size or 0 for size in sizes),
-        is_upper_bound=any(get_driver(location).shares_blocks for location in locations),
+        is_upper_bound=any(may_share_blocks(location) for location in locations),
         paid_micro=paid,
     )
+
+
+def may_share_blocks(location: Location) -> bool:
+    """Return whether snapshots may share blocks. A storage that doesn't answer, or is full, may."""
+    try:
+        return get_driver(location).shares_blocks
+    except StorageError:
+        return True
 
 
 def preview_disks(volumes: dict[UUID, Volume], deleted: Collection[UUID], user: User) -> list[DiskPreview]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from html import unescape
+from pathlib import Path
 
 import pytest
 from django.db import connection
@@ -123,6 +124,13 @@ def test_the_last_restore_point_of_a_disk_asks_twice(client: Client, volume: Vol
     assert Snapshot.objects.get().state == State.READY
     assert client.post(url, {"confirmation": "the only one", "is_last": "on"}).status_code == 302
     assert Snapshot.objects.get().state != State.READY
+
+
+def test_a_storage_that_fails_fails_no_page(client: Client, volume: Volume, storage_root: Path) -> None:
+    storage_root.mkdir(exist_ok=True)
+    (storage_root / volume.location_id).write_text("not a folder")
+    page = client.get(reverse("snapshots:delete", args=[taken(volume, 3).pk]))
+    assert page.status_code == 200 and "At most" in page.text
 
 
 def test_one_of_several_asks_once(client: Client, volume: Volume) -> None:
