@@ -221,15 +221,18 @@ def describe(preview: DeletionPreview, *, is_binned: bool = False) -> list[str]:
     if preview.paid_micro:
         lines.append(_("You have been charged %(paid)s so far.") % {"paid": format_sums(preview.paid_micro)})
     if preview.freed_bytes is not None:
-        text = (
-            _("At most %(size)s of storage becomes free: blocks that others share stay.")
-            if preview.is_upper_bound
-            else _("%(size)s of storage becomes free.")
-        )
-        if is_binned:
-            text += " " + _("That is when it leaves the recycle bin.")
-        lines.append(text % {"size": format_bytes(preview.freed_bytes)})
+        lines.append(explain_freed(preview, is_binned=is_binned) % {"size": format_bytes(preview.freed_bytes)})
     return lines
+
+
+def explain_freed(preview: DeletionPreview, *, is_binned: bool) -> str:
+    if preview.is_upper_bound and is_binned:
+        return _("At most %(size)s of storage becomes free after the recycle bin: blocks that others share stay.")
+    if preview.is_upper_bound:
+        return _("At most %(size)s of storage becomes free: blocks that others share stay.")
+    if is_binned:
+        return _("%(size)s of storage becomes free after the recycle bin.")
+    return _("%(size)s of storage becomes free.")
 
 
 def format_sums(sums: Counter[str]) -> str:

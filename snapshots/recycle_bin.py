@@ -224,23 +224,23 @@ def name_of_gap(name: str) -> str:
 # --- erasing -----------------------------------------------------------------------------------------------------------
 
 
-def erase(*, snapshot: Snapshot, user: User, confirmation: str) -> Snapshot:
-    """Erase a snapshot in the recycle bin now. `confirmation` has to be its name. No-op if it was erased before.
+def erase(*, binned: Binned, user: User, confirmation: str) -> Binned:
+    """Erase what is in the recycle bin now. `confirmation` has to be its name. No-op if it was erased before.
 
     Raises InvalidState if it was put back, and WrongConfirmation.
     """
     with transaction.atomic():
-        lock_customer(snapshot.customer_id)
-        snapshot = checks.reload_snapshot(snapshot)
-        checks.require_change(User.objects.get(pk=user.pk), snapshot.project_id)
-        if snapshot.state != State.DELETED:
-            raise InvalidState(_("“%(name)s” was put back from the recycle bin.") % {"name": snapshot.name})
-        if not is_same_name(confirmation, snapshot.name):
+        lock_customer(binned.customer_id)
+        binned = reload(binned)
+        checks.require_change(User.objects.get(pk=user.pk), binned.project_id)
+        if binned.delete_requested_at is None:
+            raise InvalidState(_("“%(name)s” was put back from the recycle bin.") % {"name": binned.name})
+        if not is_same_name(confirmation, binned.name):
             raise WrongConfirmation(
-                _("That is not its name. Type “%(name)s” to delete it for good.") % {"name": snapshot.name}
+                _("That is not its name. Type “%(name)s” to delete it for good.") % {"name": binned.name}
             )
-        start_erasing(snapshot, user=user)
-    return snapshot
+        start_erasing(binned, user=user)
+    return binned
 
 
 def start_erasing(binned: Binned, *, user: User | None = None) -> bool:

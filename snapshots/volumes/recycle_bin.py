@@ -15,12 +15,11 @@ from billing.usage import charge_gap
 from cng_portal.accounts.models import User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
-from cng_portal.common.names import is_same_name
 from cng_portal.inventory.models import Volume
 
 from .. import checks, limits
-from ..errors import InvalidState, WrongConfirmation
-from ..recycle_bin import PutBackPrice, bin_days, check_price, name_of_gap, quote_resumed, start_erasing
+from ..errors import InvalidState
+from ..recycle_bin import PutBackPrice, bin_days, check_price, name_of_gap, quote_resumed
 
 
 def put_in_bin(volume: Volume, *, at: datetime, user: User) -> None:
@@ -43,7 +42,9 @@ def put_back(*, volume: Volume, user: User, shown_micro: int | None = None) -> V
     QuotaExceeded, InsufficientCredit.
     """
     with transaction.atomic():
-        volume, at = lock_volume(volume, user), timezone.now()
+        lock_customer(volume.customer_id)
+        volume, at = checks.reload_source(volume), timezone.now()
+        checks.require_change(User.objects.get(pk=user.pk), volume.project_id)
         if not volume.is_in_bin:
             raise InvalidState(
                 _("“%(name)s” is no longer in the recycle bin, so it can't be put back.") % {"name": volume.name}
@@ -66,28 +67,4 @@ def put_back(*, volume: Volume, user: User, shown_micro: int | None = None) -> V
             )
         volume.refresh_from_db()
         activity.record(action="volume.put_back", actor=user, target=volume)
-    return volume
-
-
-def erase(*, volume: Volume, user: User, confirmation: str) -> Volume:
-    """Erase a volume in the recycle bin now. `confirmation` has to be its name. No-op if it was erased before.
-
-    Raises InvalidState if it was put back, and WrongConfirmation.
-    """
-    with transaction.atomic():
-        volume = lock_volume(volume, user)
-        if not volume.delete_requested_at:
-            raise InvalidState(_("“%(name)s” was put back from the recycle bin.") % {"name": volume.name})
-        if not is_same_name(confirmation, volume.name):
-            raise WrongConfirmation(
-                _("That is not its name. Type “%(name)s” to delete it for good.") % {"name": volume.name}
-            )
-        start_erasing(volume, user=user)
-    return volume
-
-
-def lock_volume(volume: Volume, user: User) -> Volume:
-    lock_customer(volume.customer_id)
-    volume = checks.reload_source(volume)
-    checks.require_change(User.objects.get(pk=user.pk), volume.project_id)
     return volume

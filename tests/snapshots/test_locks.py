@@ -168,7 +168,7 @@ def doors(lock: SnapshotLock, user: User, admin: User) -> Iterator[Callable[[], 
     yield lambda: services.request_deletions(snapshots=[snapshot], user=user)
     yield lambda: recycle_bin.put_in_bin(snapshot, at=now, user=user)
     yield lambda: recycle_bin.start_erasing(snapshot)
-    yield lambda: recycle_bin.erase(snapshot=snapshot, user=user, confirmation=snapshot.name)
+    yield lambda: recycle_bin.erase(binned=snapshot, user=user, confirmation=snapshot.name)
     for cause in DeletionCause:
         yield lambda cause=cause: services.accept_deletion(snapshot, at=now, cause=cause)
     for kind in (Operation.Kind.DELETE, Operation.Kind.CLEAN_UP):

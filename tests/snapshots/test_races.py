@@ -180,7 +180,7 @@ def test_a_snapshot_in_the_recycle_bin_is_put_back_or_erased_and_never_both(memb
     after = snapshot.bin_until + timedelta(seconds=1)
     acts = [
         lambda: recycle_bin.put_back(snapshot=snapshot, user=member.user),
-        lambda: recycle_bin.erase(snapshot=snapshot, user=member.user, confirmation=snapshot.name),
+        lambda: recycle_bin.erase(binned=snapshot, user=member.user, confirmation=snapshot.name),
         lambda: recycle_bin.erase_due(now=after),
     ]
     outcome = all_at_once(lambda number: acts[number % 3]())

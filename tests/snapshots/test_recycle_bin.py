@@ -266,7 +266,7 @@ def test_a_default_that_became_longer_counts_before_erasing(member: Membership, 
 def test_deleting_now_needs_its_name(member: Membership, client_for: Callable[..., Client]) -> None:
     snapshot = services.request_deletion(snapshot=charged(member), user=member.user)
     with pytest.raises(WrongConfirmation):
-        recycle_bin.erase(snapshot=snapshot, user=member.user, confirmation="another")
+        recycle_bin.erase(binned=snapshot, user=member.user, confirmation="another")
     url = reverse("snapshots:erase", args=[snapshot.pk])
     client = client_for(member.user)
     wrong = html.unescape(client.post(url, {"confirmation": "another"}).content.decode())
@@ -432,7 +432,7 @@ def test_killed_at_any_statement_nothing_is_lost_or_charged_twice(name: str, sto
     deed = {
         "bin": lambda: services.request_deletion(snapshot=snapshot, user=member.user),
         "put_back": lambda: recycle_bin.put_back(snapshot=snapshot, user=member.user),
-        "erase": lambda: recycle_bin.erase(snapshot=snapshot, user=member.user, confirmation=snapshot.name),
+        "erase": lambda: recycle_bin.erase(binned=snapshot, user=member.user, confirmation=snapshot.name),
     }
     if name != "bin":
         deed["bin"]()

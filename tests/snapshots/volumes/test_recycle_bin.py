@@ -176,7 +176,7 @@ def test_where_space_runs_short_the_oldest_goes_first(member: Membership) -> Non
 def test_deleting_now_needs_its_name(member: Membership, client_for: Callable[..., Client]) -> None:
     volume = delete(charged(member), member, NOW)
     with pytest.raises(WrongConfirmation):
-        volume_bin.erase(volume=volume, user=member.user, confirmation="another")
+        recycle_bin.erase(binned=volume, user=member.user, confirmation="another")
     url, client = reverse("snapshots:erase_volume", args=[volume.pk]), client_for(member.user)
     wrong = html.unescape(client.post(url, {"confirmation": "another"}).text)
     assert "That is not its name" in wrong and 'value="another"' in wrong
@@ -250,7 +250,7 @@ def test_killed_at_any_statement_no_volume_is_lost_or_charged_twice(name: str, s
     actions: dict[str, Callable[[], object]] = {
         "bin": lambda: request_volume_deletion(volume=volume, user=member.user, confirmation=volume.name),
         "put_back": lambda: volume_bin.put_back(volume=volume, user=member.user),
-        "erase": lambda: volume_bin.erase(volume=volume, user=member.user, confirmation=volume.name),
+        "erase": lambda: recycle_bin.erase(binned=volume, user=member.user, confirmation=volume.name),
     }
     if name != "bin":
         actions["bin"]()
