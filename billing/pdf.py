@@ -1,186 +1,44 @@
-"""Invoices as PDF files.
+"""Invoices as PDF files."""
 
-fpdf2's own table measures and shapes every word, which takes 11 ms a line. Here a line takes less than one: widths are
-added up character by character, and only text that needs shaping or another font goes through fpdf2's layout.
-"""
-
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import datetime
-from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from django.utils.translation import gettext as _
-from fpdf import FPDF
-from fpdf.fonts import TTFFont
 
 from cng_portal.common import money
+from cng_portal.common.pdf import TableDocument
 
 from .models import Invoice
 from .statement import Row
 
-# Debian's fonts-dejavu-core or fonts-noto-core, and fonts-sil-padauk. The installed ones are embedded; a letter is drawn
-# with the first font that has it. Without any font the PDF has Latin letters only.
-FONTS = [
-    "/usr/share/fonts/truetype/dejavu/DejaVuSans.ttf",
-    "/usr/share/fonts/truetype/noto/NotoSans-Regular.ttf",
-    "/usr/share/fonts/truetype/noto/NotoSansMyanmar-Regular.ttf",
-    "/usr/share/fonts/truetype/padauk/Padauk-Regular.ttf",
-]
-WIDTHS = (56, 34, 31, 47, 75, 34)  # of the columns in mm, on A4 across
-SIZE, SMALL = 9, 8
-LINE_HEIGHT, PADDING, BOTTOM = 4.4, 1.2, 15
-
-
-class Page(FPDF):
-    def __init__(self, title: str, widths: Sequence[float] = WIDTHS) -> None:
-        """`widths` are those of the table's columns."""
-        super().__init__(orientation="landscape", format="A4")
-        self.columns, self.aligns_last = widths, widths is WIDTHS
-        self.title_text = title
-        self.letters: set[int] = set()  # of all fonts
-        self.main_letters: set[int] = set()
-        self.widths: dict[str, float] = {}  # of a character at the size of the table
-        families = []
-        for path in FONTS:
-            if Path(path).exists():
-                families.append(Path(path).stem.lower())
-                self.add_font(families[-1], fname=path)
-                font = self.fonts[families[-1]]
-                letters = set(font.cmap) if isinstance(font, TTFFont) else set()
-                self.letters |= letters
-                self.main_letters = self.main_letters or letters
-        self.family = families[0] if families else "helvetica"
-        self.set_fallback_fonts(families[1:])
-        self.has_fonts = bool(families)
-        if families:
-            self.set_text_shaping(True)  # Myanmar script needs it.
-        self.set_title(title)
-        self.set_auto_page_break(False)
-
-    def readable(self, text: str) -> str:
-        """Replace characters that no font has with question marks, so that every invoice can be drawn."""
-        if not self.letters:
-            return text.encode("latin-1", "replace").decode("latin-1")
-        return "".join(letter if ord(letter) in self.letters or letter == "\n" else "?" for letter in text)
-
-    def footer(self) -> None:
-        self.set_y(-12)
-        self.set_font(self.family, size=SMALL)
-        self.cell(0, 6, self.readable(f"{self.title_text} · {self.page_no()}/{{nb}}"), align="R")
-
-    def is_simple(self, text: str) -> bool:
-        """Return whether the main font has every character and draws them one after the other, without shaping."""
-        return not self.has_fonts or all(
-            ord(letter) in self.main_letters and (ord(letter) < 0x300 or 0x2010 <= ord(letter) < 0x2E80)
-            for letter in text
-        )
-
-    def width_of(self, text: str) -> float:
-        total = 0.0
-        for letter in text:
-            width = self.widths.get(letter)
-            if width is None:
-                width = self.widths[letter] = self.get_string_width(letter)
-            total += width
-        return total
-
-    def wrap(self, text: str, width: float) -> list[str]:
-        """Break at spaces, and inside a word that is wider than the column."""
-        lines: list[str] = []
-        for paragraph in text.split("\n"):
-            if self.width_of(paragraph) <= width:
-                lines.append(paragraph)
-                continue
-            line = ""
-            for word in paragraph.split(" "):
-                longer = f"{line} {word}" if line else word
-                if self.width_of(longer) <= width:
-                    line = longer
-                    continue
-                if line:
-                    lines.append(line)
-                *full, line = self._pieces(word, width)
-                lines += full
-            lines.append(line)
-        return lines
-
-    def _pieces(self, word: str, width: float) -> list[str]:
-        pieces, piece, used = [], "", 0.0
-        for letter in word:
-            letter_width = self.width_of(letter)
-            # A mark stays with its letter.
-            if piece and used + letter_width > width and not unicodedata.category(letter).startswith("M"):
-                pieces.append(piece)
-                piece, used = "", 0.0
-            piece += letter
-            used += letter_width
-        return [*pieces, piece]
-
-    def draw(self, x: float, y: float, width: float, text: str, *, right: bool) -> None:
-        if self.is_simple(text):
-            self.text(x + width - self.width_of(text) if right else x, y + LINE_HEIGHT * 0.72, text)
-            return
-        self.set_xy(x - self.c_margin, y)
-        self.cell(width + 2 * self.c_margin, LINE_HEIGHT, text, align="R" if right else "L")
-
-    def row(self, cells: Sequence[str], *, heading: Sequence[str] = (), filled: bool = False) -> None:
-        """Draw the cells, of an invoice the last of them aligned right. On a new page the `heading` comes first."""
-        texts = [
-            self.wrap(text, width - 2 * PADDING)
-            for text, width in zip(map(self.readable, cells), self.columns, strict=True)
-        ]
-        height = max(map(len, texts)) * LINE_HEIGHT + 2 * PADDING
-        if self.get_y() + height > self.h - BOTTOM:
-            self.add_page()
-            self.row(heading, filled=True)
-        x, y = self.l_margin, self.get_y()
-        if filled:
-            self.rect(x, y, sum(self.columns), height, style="F")
-        for number, (lines, width) in enumerate(zip(texts, self.columns, strict=True)):
-            for line_number, line in enumerate(lines):
-                if line:
-                    top = y + PADDING + line_number * LINE_HEIGHT
-                    right = self.aligns_last and number == len(self.columns) - 1
-                    self.draw(x + PADDING, top, width - 2 * PADDING, line, right=right)
-            x += width
-        self.set_xy(self.l_margin, y + height)
-        self.line(self.l_margin, y + height, self.l_margin + sum(self.columns), y + height)
+WIDTHS = (56, 34, 31, 47, 75, 34)
 
 
 def invoice_as_pdf(invoice: Invoice, rows: Iterable[Row]) -> bytes:
     zone = ZoneInfo(invoice.time_zone)
-    page = Page(_("Invoice %(number)s") % {"number": invoice.number})
-    page.set_creation_date(invoice.made_at)
-    page.add_page()
-    page.set_font(page.family, size=16)
-    page.cell(0, 10, page.readable(page.title_text), new_x="LMARGIN", new_y="NEXT")
-    page.set_font(page.family, size=SIZE)
+    title = _("Invoice %(number)s") % {"number": invoice.number}
+    heading = [_("Service"), _("Project"), _("Location"), _("Period"), _("Calculation"), _("Amount")]
+    document = TableDocument(title, heading=heading, widths=WIDTHS, amounts=True)
+    document.set_creation_date(invoice.made_at)
     facts = [
         (_("Customer"), f"{invoice.customer_name} (#{invoice.customer_number:06d})"),
         (_("Period"), f"{_instant(invoice.starts_at, zone)} - {_instant(invoice.ends_at, zone)} ({invoice.time_zone})"),
         (_("Made"), _instant(invoice.made_at, zone)),
         (_("Total"), money.format_amount(invoice.total_micro, invoice.currency)),
     ]
-    for label, value in facts:
-        page.multi_cell(0, 5.5, page.readable(f"{label}: {value}"), new_x="LMARGIN", new_y="NEXT", align="L")
-    page.ln(4)
-    page.set_font(page.family, size=SMALL)
-    page.set_fill_color(238, 242, 248)
-    page.set_draw_color(205, 212, 222)
-    heading = [_("Service"), _("Project"), _("Location"), _("Period"), _("Calculation"), _("Amount")]
-    page.row(heading, filled=True)
+    document.start(facts)
     for row in rows:
         name = f"{row.name}\n{row.kind_label}"
         if row.corrects_number:
             name += f" ({_('corrects %(number)s') % {'number': row.corrects_number}})"
-        if page.readable(row.name) != row.name:
+        if document.readable(row.name) != row.name:
             name += f"\n{row.resource_id}"
         period = f"{_instant(row.from_at, zone)}\n{_instant(row.to_at, zone)}"
-        page.row([name, row.project, row.location, period, row.formula, row.amount], heading=heading)
+        document.row([name, row.project, row.location, period, row.formula, row.amount])
     total = money.format_amount(invoice.total_micro, invoice.currency)
-    page.row(["", "", "", "", _("Total"), total], heading=heading)
-    return bytes(page.output())
+    document.row(["", "", "", "", _("Total"), total])
+    return bytes(document.output())
 
 
 def _instant(instant: datetime, zone: ZoneInfo) -> str:

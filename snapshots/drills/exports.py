@@ -8,8 +8,8 @@ from django.db.models import QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
 
-from billing.pdf import SIZE, SMALL, Page
 from cng_portal.accounts.models import User
+from cng_portal.common.pdf import TableDocument
 
 from ..models import Drill, DrillCheck
 
@@ -18,7 +18,7 @@ COLUMNS = [
     *("drill_uuid", "snapshot_uuid", "snapshot", "source", "project", "location", "requested", "started", "finished"),
     *("seconds", "restored_bytes", "result", "disk", "check", "partition", "outcome", "found"),
 ]
-WIDTHS = (42, 32, 28, 20, 155)  # in mm, on A4 across
+WIDTHS = (42, 32, 28, 20, 155)
 
 
 def rows(drills: QuerySet[Drill], user: User) -> Iterator[list[object]]:
@@ -58,13 +58,11 @@ def iso(instant: datetime | None, zone: Any) -> str:
 def drill_as_pdf(drill: Drill, user: User) -> bytes:
     """Return the evidence of one drill that has ended."""
     zone, snapshot = timezone.get_current_timezone(), drill.snapshot
-    page = Page(_("Restore drill of %(name)s") % {"name": snapshot.name}, widths=WIDTHS)
+    title = _("Restore drill of %(name)s") % {"name": snapshot.name}
+    heading = [_("Disk"), _("Check"), _("Partition"), _("Result"), _("Found")]
+    document = TableDocument(title, heading=heading, widths=WIDTHS)
     if drill.finished_at:
-        page.set_creation_date(drill.finished_at)
-    page.add_page()
-    page.set_font(page.family, size=16)
-    page.cell(0, 10, page.readable(page.title_text), new_x="LMARGIN", new_y="NEXT")
-    page.set_font(page.family, size=SIZE)
+        document.set_creation_date(drill.finished_at)
     seconds = "" if drill.seconds is None else _("%(seconds).1f seconds") % {"seconds": drill.seconds}
     facts = [
         (_("Result"), f"{drill.get_result_display()}{f': {drill.reason}' if drill.reason else ''}"),
@@ -78,23 +76,16 @@ def drill_as_pdf(drill: Drill, user: User) -> bytes:
         (_("Bytes restored"), f"{drill.restored_bytes:,}"),
         (_("Drill ID"), str(drill.pk)),
     ]
-    for label, value in facts:
-        page.multi_cell(0, 5.5, page.readable(f"{label}: {value}"), new_x="LMARGIN", new_y="NEXT", align="L")
-    page.ln(4)
-    page.set_font(page.family, size=SMALL)
-    page.set_fill_color(238, 242, 248)
-    page.set_draw_color(205, 212, 222)
-    heading = [_("Disk"), _("Check"), _("Partition"), _("Result"), _("Found")]
+    document.start(facts)
     checks = DrillCheck.objects.filter(drilled__drill=drill).select_related("drilled__disk")
-    page.row(heading, filled=True)
     for check in checks.order_by("drilled__disk__position", "position"):
         cells = [check.drilled.disk.volume_name, check.get_kind_display(), check.part, check.get_outcome_display()]
-        page.row([*cells, check.detail], heading=heading)
-    page.ln(4)
-    page.set_x(page.l_margin)
+        document.row([*cells, check.detail])
+    document.ln(4)
+    document.set_x(document.l_margin)
     text = _(
         "The snapshot was restored to a temporary volume, which was checked and removed. No operating system or application "
         "was started. What is marked as not checked is neither proven nor in doubt."
     )
-    page.multi_cell(0, 5, page.readable(text), new_x="LMARGIN", new_y="NEXT", align="L")
-    return bytes(page.output())
+    document.multi_cell(0, 5, document.readable(text), new_x="LMARGIN", new_y="NEXT", align="L")
+    return bytes(document.output())

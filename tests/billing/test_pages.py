@@ -9,14 +9,14 @@ from uuid import uuid4
 import pytest
 from django.urls import reverse
 
-from billing import closing, context, pdf
+from billing import closing, context
 from billing.low_balance import warn_low_balances
 from billing.models import Invoice, ServiceKind
 from billing.summary import build_summary, spend_by_project
 from billing.usage import close_segment
 from billing.wallet import buy_credits, correct_credits, grant_credits
 from cng_portal.accounts.models import Customer, Role
-from cng_portal.common import money
+from cng_portal.common import money, pdf
 from tests.factories import ProjectFactory, SnapshotFactory, UserFactory
 
 pytestmark = pytest.mark.django_db
@@ -423,7 +423,7 @@ def test_no_name_breaks_the_pdf_or_is_lost_in_it(owner, history, use, monkeypatc
 
 
 def test_long_names_are_broken_where_their_column_ends():
-    page = pdf.Page("Invoice")
+    page = pdf.TableDocument("Invoice", heading=[], widths=[])
     page.set_font(page.family, size=pdf.SMALL)
     name = "W" * 120
     lines = page.wrap(name, 50)
@@ -435,7 +435,7 @@ def test_long_names_are_broken_where_their_column_ends():
 
 @pytest.mark.skipif(not any("Myanmar" in path or "Padauk" in path for path in INSTALLED_FONTS), reason="no such font")
 def test_stacked_letters_of_myanmar_script_stand_above_each_other():
-    page = pdf.Page("Invoice")
+    page = pdf.TableDocument("Invoice", heading=[], widths=[])
     page.set_font(page.family, size=10)
     assert page.get_string_width("အင်္ဂါ") < sum(page.get_string_width(letter) for letter in "အဂါ") * 1.3
     page.set_text_shaping(False)
