@@ -77,7 +77,7 @@ GUIDES = [
     Guide(
         "api",
         _("API"),
-        _("Take snapshots from scripts, with OpenStack's command line, its Python SDK or Ansible."),
+        _("Take snapshots from scripts, with OpenStack's command line or its Python SDK."),
         "code-bracket",
     ),
     Guide("keyboard", _("Keyboard"), _("Everything can be done without a mouse."), "command-line"),
