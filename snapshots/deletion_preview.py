@@ -158,8 +158,8 @@ def describe_restore(snapshot: Snapshot, disks: Iterable[DiskImage], *, captured
     if not newer["count"]:
         return _("There is no newer restore point.")
     return ngettext(
-        "%(count)s newer restore point stays, of %(newest)s. What was written until then can be got from it.",
-        "%(count)s newer restore points stay, the newest of %(newest)s. What was written until then can be got from them.",
+        "%(count)s newer restore point stays, of %(newest)s. It has the data written until then.",
+        "%(count)s newer restore points stay, the newest of %(newest)s. They have the data written until then.",
         newer["count"],
     ) % {"count": newer["count"], "newest": minute(newer["newest"])}
 
