@@ -29,7 +29,7 @@ urlpatterns = [
     path("components/", components, name="components"),
     path("help/", include("snapshots.help_urls")),
     path("", include("snapshots.urls")),
-    path("", include("snapshots.api.urls")),
+    path("", include("snapshots.api.openstack.urls")),
     path("", include("cng_portal.accounts.urls")),
     path("profile/", include("cng_portal.activity.urls")),
     path("profile/api/", include("snapshots.api.page_urls")),

@@ -12,16 +12,16 @@ from billing.pricing.prices import Quote
 from cng_portal.accounts.models import Act
 from cng_portal.inventory.models import Volume
 
-from ..errors import InvalidState
-from ..labels import change_labels, clean_note
-from ..restores import request_restore
-from ..volumes import services
-from ..volumes.charges import quote_volumes
-from ..volumes.new_volumes import request_new_volume
+from ...errors import InvalidState
+from ...labels import change_labels, clean_note
+from ...restores import request_restore
+from ...volumes import services
+from ...volumes.charges import quote_volumes
+from ...volumes.new_volumes import request_new_volume
+from ..metadata import change_metadata, clean_metadata, with_price
 from .calls import Call, Fault, accepted, bad_request, not_found, of_project, parse_id, read_body
 from .lists import page_of, parse_filters
 from .lookups import STATUS_OF_OPERATION, cinder_time, get_snapshot, get_volume, volumes_of
-from .metadata import change_metadata, clean_metadata, with_price
 
 VOLUME_TYPE = "standard"
 SORT_KEYS = {"created_at": "created_at", "name": "name_key", "size": "size_gb", "id": "id"}

@@ -7,7 +7,7 @@ from django.utils.translation import gettext as _
 
 from cng_portal.inventory.models import Volume
 
-from ..models import Kind, Operation, Snapshot
+from ...models import Kind, Operation, Snapshot
 from .calls import Call, not_found, parse_id
 
 # The operations that show in a volume's status.

@@ -11,15 +11,15 @@ from django.utils import timezone
 from billing.pricing.prices import PriceList
 from cng_portal.accounts.models import Act
 
-from .. import checks, services
-from ..labels import change_labels, clean_note
-from ..locks import get_locks
-from ..models import Operation, Snapshot, State
-from ..views.common import price_of
+from ... import checks, services
+from ...labels import change_labels, clean_note
+from ...locks import get_locks
+from ...models import Operation, Snapshot, State
+from ...views.common import price_of
+from ..metadata import PREFIX, clean_metadata, with_price
 from .calls import Call, accepted, of_project, parse_id
 from .lists import page_of, parse_filters
 from .lookups import cinder_time, get_snapshot, get_volume, snapshots_of
-from .metadata import PREFIX, clean_metadata, with_price
 
 SORT_KEYS = {"created_at": "created_at", "name": "name_key", "size": "size_gb", "volume_size": "size_gb", "id": "id"}
 RELATED = ("project__customer", "location", "run__schedule")

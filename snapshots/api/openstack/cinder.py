@@ -7,7 +7,7 @@ from django.utils.translation import gettext as _
 
 from cng_portal.accounts.models import Customer, Project
 
-from ..views.limits import with_usage
+from ...views.limits import with_usage
 from .calls import MAX_VERSION, MIN_VERSION, Call, not_found, of_project, parse_id, public, to_text
 from .volumes import VOLUME_TYPE
 

@@ -27,7 +27,7 @@ from cng_portal.common import preferences
 from cng_portal.common.decorators import factor_not_required
 from cng_portal.inventory.models import Location
 
-from .. import errors
+from ... import errors
 
 logger = structlog.stdlib.get_logger(__name__)
 

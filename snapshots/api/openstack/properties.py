@@ -8,11 +8,11 @@ from django.utils.translation import gettext as _
 from cng_portal.accounts.models import Act
 from cng_portal.inventory.models import Volume
 
-from ..models import Snapshot
+from ...models import Snapshot
+from ..metadata import change_metadata, clean_metadata
 from . import calls, snapshots, volumes
 from .calls import Call, bad_request, not_found, of_project
 from .lookups import get_snapshot, get_volume
-from .metadata import change_metadata, clean_metadata
 
 
 def get_target(call: Call, volume_id: str = "", snapshot_id: str = "") -> Volume | Snapshot:
