@@ -51,6 +51,13 @@ class Pool:
         with self.rbd.Image(self.volumes, f"volume-{volume_id}", read_only=True) as image:
             return image.size()
 
+    def extents(self, volume_id: str) -> list[tuple[int, int]]:
+        """Return the offset and length of each part that was written to the volume or to what it was cloned from."""
+        extents: list[tuple[int, int]] = []
+        with self.rbd.Image(self.volumes, f"volume-{volume_id}", read_only=True) as image:
+            image.diff_iterate(0, image.size(), None, lambda start, length, exists: extents.append((start, length)))
+        return extents
+
     def snapshots(self, volume_id: str) -> list[str]:
         with self.rbd.Image(self.volumes, f"volume-{volume_id}", read_only=True) as image:
             return [snapshot["name"].removeprefix("snapshot-") for snapshot in image.list_snaps()]

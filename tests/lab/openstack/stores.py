@@ -4,7 +4,7 @@ from typing import Any
 
 from snapshots.storage.cinder import CinderDriver
 from snapshots.storage.cinder.creation import name_of
-from snapshots.storage.contract import GIB, VolumeRef
+from snapshots.storage.contract import GIB, SnapshotRef, VolumeRef
 from tests.lab.openstack.pool import Pool
 
 
@@ -25,6 +25,19 @@ class CinderStore:
 
     def read(self, volume: VolumeRef, offset: int, length: int) -> bytes:
         return self.pool.read(self.id(volume), offset, length)
+
+    def read_snapshot(self, snapshot: SnapshotRef, offset: int, length: int) -> bytes:
+        volume_id = self.cinder.get_snapshot(snapshot.backend_ref).volume_id
+        return self.pool.read_snapshot(volume_id, snapshot.backend_ref, offset, length)
+
+    def holds(self, volume: VolumeRef, data: bytes) -> bool:
+        volume_id, end = self.id(volume), len(data)
+        if self.pool.read(volume_id, 0, end) != data:
+            return False
+        rest = [(max(start, end), start + length) for start, length in self.pool.extents(volume_id)]
+        return not any(
+            self.pool.read(volume_id, start, stop - start).strip(b"\0") for start, stop in rest if start < stop
+        )
 
     def size(self, volume: VolumeRef) -> int:
         size_gb = self.cinder.get_volume(self.id(volume)).size

@@ -38,6 +38,11 @@ class Store(Protocol):
 
     def read(self, volume: VolumeRef, offset: int, length: int) -> bytes: ...
 
+    def read_snapshot(self, snapshot: SnapshotRef, offset: int, length: int) -> bytes: ...
+
+    def holds(self, volume: VolumeRef, data: bytes) -> bool:
+        """Return whether the volume starts with these bytes, followed by zeros only."""
+
     def size(self, volume: VolumeRef) -> int:
         """Return the size in bytes that the engine reports."""
 

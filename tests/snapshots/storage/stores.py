@@ -8,14 +8,15 @@ from blake3 import blake3
 
 from snapshots.storage.contract import SnapshotRef, VolumeRef
 from snapshots.storage.local import LocalDriver
+from tests.snapshots.disks import holds
 
 
 class LocalStore:
     """The local driver in a folder of its own."""
 
-    def __init__(self, root: Path, driver: LocalDriver | None = None) -> None:
-        self.driver = driver or LocalDriver(location="TEST-1", root=str(root))
-        self.folder = root / "TEST-1"
+    def __init__(self, root: Path, driver: LocalDriver | None = None, location: str = "TEST-1") -> None:
+        self.driver = driver or LocalDriver(location=location, root=str(root))
+        self.folder = root / location
 
     def path(self, volume: VolumeRef) -> Path:
         return self.folder / "volumes" / f"{volume.uuid}.img"
@@ -32,6 +33,14 @@ class LocalStore:
         with open(self.path(volume), "rb") as image:
             image.seek(offset)
             return image.read(length)
+
+    def read_snapshot(self, snapshot: SnapshotRef, offset: int, length: int) -> bytes:
+        with open(self.folder / "snapshots" / str(snapshot.uuid) / "disk.img", "rb") as image:
+            image.seek(offset)
+            return image.read(length)
+
+    def holds(self, volume: VolumeRef, data: bytes) -> bool:
+        return holds(self.path(volume), data)
 
     def size(self, volume: VolumeRef) -> int:
         return self.path(volume).stat().st_size
