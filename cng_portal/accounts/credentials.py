@@ -21,6 +21,8 @@ from django.utils.translation import gettext as _
 
 from cng_portal.activity import services as activity
 from cng_portal.common import full_disk
+from cng_portal.common.locks import lock_name
+from cng_portal.common.names import is_same_name
 from cng_portal.common.optional import optional
 
 from .models import Act, ApplicationCredential, Project, Role, User
@@ -66,6 +68,8 @@ def create_credential(
 ) -> tuple[ApplicationCredential, str]:
     """Return the credential and its secret, which can't be read again. Raises ActionRefused, PermissionDenied."""
     with transaction.atomic():
+        # Names are the user's own, who may create another one in a project of another customer now.
+        lock_name(f"{ApplicationCredential._meta.label_lower} {user.pk}")
         lock_customer(project.customer_id)
         user = User.objects.get(pk=user.pk)
         if not user.can_change(project.pk) or not has_role(user, project.pk, role):
@@ -73,10 +77,10 @@ def create_credential(
                 _("You can't create this credential in “%(project)s”. Ask one of its owners.")
                 % {"project": project.name}
             )
-        own = ApplicationCredential.objects.present().filter(user=user)
-        if own.filter(name__iexact=name).exists():
+        own = ApplicationCredential.objects.present().filter(user=user).values_list("name", flat=True)
+        if any(is_same_name(other, name) for other in own):
             raise ActionRefused(_("You already have a credential of this name. Choose another name."))
-        if own.count() >= MAX_CREDENTIALS:
+        if len(own) >= MAX_CREDENTIALS:
             raise ActionRefused(
                 _("You have %(limit)s credentials, which is the limit. Revoke one that you no longer use.")
                 % {"limit": MAX_CREDENTIALS}

@@ -2,16 +2,27 @@
 
 import re
 import time
+from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from threading import Barrier
 
 import pytest
-from django.db import IntegrityError, transaction
+from django.db import IntegrityError, connections, transaction
 from django.test import Client
 from django.urls import reverse
 
-from cng_portal.accounts.credentials import issue_token, read_token, record_use, revoke_credential, sign_in
+from cng_portal.accounts.credentials import (
+    create_credential,
+    issue_token,
+    read_token,
+    record_use,
+    revoke_credential,
+    sign_in,
+)
 from cng_portal.accounts.models import ApplicationCredential, Membership, Project, Role, User
+from cng_portal.accounts.roles import ActionRefused
 from cng_portal.accounts.signin import confirmation
 from cng_portal.activity.models import Activity
 from tests.factories import (
@@ -196,3 +207,34 @@ def test_the_last_use_is_recorded_once_a_minute(credential: ApplicationCredentia
         last = ApplicationCredential.objects.get()
         seen = 0 if seconds == 30 else seconds
         assert (last.last_used_at, last.last_used_from) == (NOW + timedelta(seconds=seen), address)
+
+
+@pytest.mark.both_databases
+@pytest.mark.django_db(transaction=True)
+def test_one_name_at_one_instant_in_projects_of_several_customers_is_refused_all_but_once() -> None:
+    user, number = UserFactory(), 8
+    projects = [MembershipFactory(user=user, role=Role.MEMBER).project for _ in range(number)]
+    barrier = Barrier(number)
+
+    def create(project: Project) -> str:
+        try:
+            barrier.wait()
+            create_credential(
+                user=user, project=project, name="nightly", role="member", acts=[], networks=[], expires_at=None, at=NOW
+            )
+            return "created"
+        except ActionRefused:
+            return "refused"
+        finally:
+            connections.close_all()
+
+    with ThreadPoolExecutor(number) as pool:
+        assert Counter(pool.map(create, projects)) == {"created": 1, "refused": number - 1}
+
+
+@pytest.mark.both_databases
+def test_names_that_differ_in_case_alone_are_one_name(project: Project, client_for: Callable[..., Client]) -> None:
+    client = client_for(UserFactory(member_of=project, member_of__role=Role.MEMBER))
+    for name in ("STRAẞE", "straße"):  # PostgreSQL's lower() makes one of them, and its upper() doesn't.
+        page = client.post(reverse("api:new_credential"), answers(project, name=name)).text
+    assert "You already have a credential" in page
