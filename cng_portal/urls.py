@@ -15,7 +15,8 @@ admin.site.password_change = lambda request, extra_context=None: change_password
 admin_urls, admin_app, admin_namespace = admin.site.urls
 admin_urls = [pattern for pattern in admin_urls if getattr(pattern, "name", "") != "view_on_site"]
 
-handler500 = "cng_portal.common.full_disk.server_error"
+handler404 = "snapshots.api.errors.not_found"
+handler500 = "snapshots.api.errors.server_error"
 urlpatterns = [
     path("", dashboard, name="dashboard"),
     path("search/", search.search, name="search"),

@@ -31,6 +31,15 @@ def test_while_the_file_is_there_every_page_is_the_maintenance_page(note: Path, 
     assert "default-src 'self'" in response["Content-Security-Policy"]
 
 
+@pytest.mark.parametrize("path", ["/identity/v3/auth/tokens", "/volume/1CNG-YGN-AZ01/v3/x/volumes"])
+def test_an_api_answers_in_its_own_shape(note: Path, path: str) -> None:
+    note.write_text("Until 14:00.")
+    response = Client().get(path)
+    assert (response.status_code, response["Retry-After"]) == (503, "300")
+    [fault] = response.json().values()
+    assert (fault["code"], fault["message"]) == (503, "The portal is being maintained. Try again later. Until 14:00.")
+
+
 @pytest.mark.django_db
 def test_an_empty_file_starts_maintenance_and_removing_it_ends_it(note: Path) -> None:
     note.touch()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import wraps
+from http import HTTPStatus
 from typing import Any
 from uuid import UUID
 
@@ -43,6 +44,9 @@ FAULTS = {
     406: "notAcceptable",
     409: "conflictingRequest",
     413: "overLimit",
+    500: "computeFault",
+    503: "serviceUnavailable",
+    507: "computeFault",
 }
 RATE_LIMIT_SECONDS = 60
 STATUS_OF_REFUSALS = [
@@ -151,8 +155,16 @@ def read_body(request: HttpRequest) -> dict[str, Any]:
 
 
 def respond(fault: Fault) -> JsonResponse:
-    content: dict[str, Any] = {"code": fault.status, "message": fault.message}
-    return JsonResponse({FAULTS[fault.status]: content}, status=fault.status, headers=fault.headers)
+    return respond_cinder(fault.status, fault.message, **fault.headers)
+
+
+def respond_cinder(status: int, message: str, **headers: str) -> JsonResponse:
+    return JsonResponse({FAULTS[status]: {"code": status, "message": message}}, status=status, headers=headers)
+
+
+def respond_keystone(status: int, message: str) -> JsonResponse:
+    title = HTTPStatus(status).phrase
+    return JsonResponse({"error": {"code": status, "title": title, "message": message}}, status=status)
 
 
 def accepted(content: dict[str, Any] | None = None) -> HttpResponse:
@@ -222,12 +234,9 @@ def authenticate(request: HttpRequest) -> Call | None:
 
 
 def unauthorized() -> JsonResponse:
-    message = _("The request you have made requires authentication.")
-    return JsonResponse(
-        {"error": {"code": 401, "title": "Unauthorized", "message": message}},
-        status=401,
-        headers={"WWW-Authenticate": "Keystone uri=/identity/v3"},
-    )
+    response = respond_keystone(401, _("The request you have made requires authentication."))
+    response["WWW-Authenticate"] = "Keystone uri=/identity/v3"
+    return response
 
 
 def of_project(**handlers: Handler) -> Handler:

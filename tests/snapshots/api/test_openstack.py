@@ -9,6 +9,7 @@ import pytest
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
+from structlog.testing import capture_logs
 
 from billing.models import UsageSegment
 from billing.wallet import buy_credits
@@ -479,3 +480,20 @@ def test_lists_cost_as_many_queries_as_ever(
     for path in ("/snapshots/detail", "/volumes/detail", "/limits"):
         with django_assert_max_num_queries(12):
             api.get(path)
+
+
+def test_an_unexpected_error_is_logged_and_answered_in_the_shape_of_the_api(api: Api, volume: Volume) -> None:
+    Volume.objects.update(metadata="no object")
+    api.client.raise_request_exception = False
+    with capture_logs() as logs:
+        response = api("GET", "/volumes/detail")
+    message = message_of(response, 500, "computeFault")
+    assert response["X-Request-ID"] in message and "request_failed" in {line["event"] for line in logs}
+
+
+@pytest.mark.parametrize("is_signed_in", [True, False])
+def test_a_path_that_is_not_served_is_answered_in_the_shape_of_the_api(is_signed_in: bool, api: Api) -> None:
+    client = api.client if is_signed_in else Client()
+    assert message_of(client.get(f"{api.root}/backups", headers=api.headers), 404, "itemNotFound")
+    assert client.get("/identity/v3/users").json()["error"]["title"] == "Not Found"
+    assert client.get("/nowhere/")["Content-Type"].startswith("text/html")
