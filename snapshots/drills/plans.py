@@ -112,7 +112,8 @@ def start_planned(plan: DrillPlan, now: datetime) -> bool:
 
 
 def choose(plan: DrillPlan, now: datetime) -> Snapshot | None:
-    snapshots = snapshots_of(plan.target)
+    # What was moved belongs to the members of another project, who didn't plan this and would get its notifications.
+    snapshots = snapshots_of(plan.target).filter(project=project_of(plan.target))
     if plan.random_days is None:
         return snapshots.first()
     recent = list(snapshots.filter(ready_at__gt=now - timedelta(days=plan.random_days)).values_list("pk", flat=True))

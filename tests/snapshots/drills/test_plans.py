@@ -82,9 +82,21 @@ def test_a_random_one_is_none_of_before_the_last_days(browser: Client, snapshot:
     assert chosen == set(recent)
 
 
+def test_what_was_moved_to_another_project_is_not_drilled_by_the_plan(browser: Client, snapshot: Snapshot) -> None:
+    elsewhere = ProjectFactory(customer=snapshot.customer)
+    moved = SnapshotFactory(volume=snapshot.volume, project=elsewhere, ready_at=timezone.now() - DAY)
+    plan = DrillPlan.objects.create(volume=snapshot.volume, interval="weekly", next_at=timezone.now())
+    assert plans.choose(plan, timezone.now()) == snapshot
+    plan.random_days = 30
+    assert {plans.choose(plan, timezone.now()) for _try in range(20)} == {snapshot}
+    Volume.objects.filter(pk=snapshot.volume_id).update(project=elsewhere)
+    plan = DrillPlan.objects.get()
+    assert plans.choose(plan, timezone.now()) == moved, "the plan is its project's once the volume was moved there"
+
+
 def test_a_machine_and_a_schedule_are_drilled_too(snapshot: Snapshot) -> None:
     backup = BackupFactory()
-    run = BackupRunFactory(snapshot=backup)
+    run = BackupRunFactory(snapshot=backup, schedule__vm=backup.vm)
     assert list(plans.snapshots_of(backup.vm)) == [backup]
     assert list(plans.snapshots_of(run.schedule)) == [backup]
     now = timezone.now()
