@@ -238,8 +238,7 @@ def request_deletions(*, snapshots: Iterable[Snapshot], user: User) -> dict[UUID
 def uses_of(snapshot: Snapshot) -> OperationQuerySet:
     """Return the active operations that need the snapshot."""
     operations = Operation.objects.active().filter(Q(snapshot=snapshot) | Q(safety_snapshot=snapshot))
-    kinds = Operation.Kind
-    return operations.exclude(kind__in=[kinds.VERIFY, kinds.SCRUB, kinds.CATALOGUE, kinds.DRILL, kinds.CLEAN_UP])
+    return operations.exclude(kind__in=[*Operation.READING, Operation.Kind.CLEAN_UP])
 
 
 def accept_deletion(snapshot: Snapshot, *, at: datetime, cause: DeletionCause, user: User | None = None) -> None:

@@ -19,7 +19,14 @@ from cng_portal.monitoring.models import StorageCheck
 
 from .models import DiskImage, Operation, State, volume_ref
 from .operations import lifecycle
-from .operations.handlers import HANDLERS, DamagedDisk, delete_disks, fail_operation
+from .operations.handlers import (
+    HANDLERS,
+    DamagedDisk,
+    delete_disks,
+    end_without_snapshot,
+    fail_operation,
+    why_snapshot_is_gone,
+)
 from .operations.lifecycle import LeaseLost
 from .storage.contract import NOT_SET_UP, UNEXPECTED, WORKER_DIED, Busy, Corrupt, Interrupted, Refused, StorageError
 from .storage.registry import get_driver
@@ -64,6 +71,9 @@ def run_claimed(operation: Operation) -> None:
         except DamagedDisk as error:
             retry_or_fail(operation, str(error), retryable=False, cause=Corrupt.__name__, damaged_disk=error.disk)
         except StorageError as error:
+            if reason := why_snapshot_is_gone(operation):
+                end_without_snapshot(operation, reason)
+                return
             if not isinstance(error, Refused):
                 StorageCheck.objects.record_error(operation.subject.location_id)
             retry_or_fail(operation, str(error), retryable=error.retryable, cause=type(error).__name__)

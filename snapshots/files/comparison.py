@@ -13,7 +13,7 @@ from django.utils.translation import gettext_lazy
 from ..models import DiskImage
 from . import catalogue, names
 from .catalogue import Catalogue, Record, parse
-from .services import FilesUnavailable, logger, to_instant
+from .services import FilesUnavailable, logger, require_present, to_instant
 from .versions import open_catalogue
 
 ADDED, REMOVED, CHANGED, RENAMED = "added", "removed", "changed", "renamed"
@@ -131,6 +131,9 @@ def compare(old: DiskImage, new: DiskImage) -> Comparison:
             pairs = (old, before), (new, after)
             result.incomplete = [disk.snapshot.name for disk, opened in pairs if not opened.is_whole]
             return result
+    except FilesUnavailable:
+        require_present(old, new)
+        raise
     except ValueError as error:
         logger.exception("catalogue.damaged", disks=[str(old.pk), str(new.pk)])
         raise FilesUnavailable(_("The list of files of one of these snapshots is damaged.")) from error

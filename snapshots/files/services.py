@@ -23,7 +23,7 @@ from cng_portal.accounts.models import User
 from cng_portal.activity.services import record
 
 from .. import checks
-from ..errors import ActionRefused
+from ..errors import ActionRefused, InvalidState
 from ..models import DiskImage, Snapshot, State
 from ..storage.contract import StorageError
 from ..storage.registry import get_driver
@@ -149,12 +149,22 @@ def require_reader(user: User, snapshot: Snapshot) -> None:
         )
 
 
+def require_present(*disks: DiskImage) -> None:
+    """Raise FilesUnavailable if a snapshot of theirs has been deleted since the request began. One query."""
+    try:
+        for snapshot in Snapshot.objects.filter(disks__in=disks).distinct():
+            checks.require_ready(snapshot)
+    except InvalidState as error:
+        raise FilesUnavailable(str(error)) from error
+
+
 @contextmanager
 def open_disk(disk: DiskImage) -> Iterator[int]:
     """Yield a descriptor of the disk. Raises FilesUnavailable."""
     try:
         image = get_driver(disk.snapshot.location).open_for_reading(disk.ref)
     except StorageError as error:
+        require_present(disk)
         raise FilesUnavailable(str(error)) from error
     try:
         yield image

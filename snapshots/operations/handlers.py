@@ -485,6 +485,28 @@ def fail_operation(operation: Operation, reason: str, now: datetime, *, damaged_
     notify_failure(operation, reason)
 
 
+def why_snapshot_is_gone(operation: Operation) -> str:
+    """Say it if the snapshot that the operation reads was deleted since it was requested, else return an empty string."""
+    kinds = Operation.Kind
+    if operation.kind not in (*Operation.READING, kinds.RESTORE, kinds.NEW_VOLUME):
+        return ""
+    snapshot = Snapshot.objects.get(pk=operation.snapshot_id)
+    if snapshot.state in (State.DELETING, State.DELETED):
+        return _("The snapshot was deleted before this had finished.")
+    if snapshot.missing_since:
+        return _("The snapshot was deleted in the cloud, outside the portal, before this had finished.")
+    return ""
+
+
+def end_without_snapshot(operation: Operation, reason: str) -> None:
+    """End the operation because its snapshot is gone, which is nobody's fault if it only read it."""
+    if operation.kind in Operation.READING:
+        state, fail = Operation.State.CANCELLED, HANDLERS[Operation.Kind(operation.kind)].fail
+    else:
+        state, fail = Operation.State.FAILED, fail_operation
+    lifecycle.finish(operation, state, lambda now: fail(operation, reason, now), error=reason)
+
+
 def notify_failure(operation: Operation, reason: str, *, title: str | Promise = "") -> None:
     """Notify the user who requested it, or the project's members if nobody did."""
     failure_title = HANDLERS[Operation.Kind(operation.kind)].failure_title
