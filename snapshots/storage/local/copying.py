@@ -5,7 +5,7 @@ import fcntl
 import mmap
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from time import monotonic
@@ -23,7 +23,6 @@ CHUNK = 2 * 1024**2
 BUFFERS = 8
 WRITERS = 2
 HOLE_STEP = 128 * CHUNK
-QUEUE = 16  # chunks in progress
 PIECE = 64 * 1024  # aligned zeros of this length become a hole
 BEAT_SECONDS = 0.5
 ZERO_PIECE = bytes(PIECE)
@@ -45,18 +44,15 @@ class Progress:
         if monotonic() - self.last >= BEAT_SECONDS:
             self.beat()
 
-    def wait_for(self, futures: Sequence[Future]) -> None:
-        while wait(futures, timeout=BEAT_SECONDS).not_done:
+    def wait_for(self, future: Future[T]) -> T:
+        while wait([future], timeout=BEAT_SECONDS).not_done:
             self.beat()
-        for future in futures:
-            future.result()
+        return future.result()
 
     def during(self, function: Callable[..., T], *args: object) -> T:
         """Return the result of a call that may block, such as fsync. An interruption still waits for its end."""
         with ThreadPoolExecutor(1) as pool:
-            future = pool.submit(function, *args)
-            self.wait_for([future])
-            return future.result()
+            return self.wait_for(pool.submit(function, *args))
 
 
 def clone_file(source: int, target: int) -> bool:
@@ -160,39 +156,37 @@ def copy_data(
     """Copy the bytes of `source` from `start` to `size` into `target`, a hole or empty, or only read them if it is None.
 
     All of these bytes are added to the checksum. The target isn't synced, and its last block may reach beyond `size`.
-    Reading happens here, hashing and writing of the same buffers in other threads, because all of them release the
-    interpreter lock: together they take as long as the slowest of them. Raises MediumError.
+    Other threads write while this one reads and hashes. Hashing a chunk that has just been read costs less than handing
+    it to a thread of its own, whose turn it also has to wait for on a busy machine. Raises MediumError.
     """
     free = [mmap.mmap(-1, CHUNK) for _ in range(BUFFERS)]
-    pending: deque[tuple[list[Future], list[mmap.mmap]]] = deque()
+    pending: deque[tuple[Future, mmap.mmap]] = deque()
 
     def finish_oldest() -> None:
-        futures, buffers = pending.popleft()
-        progress.wait_for(futures)
-        free.extend(buffers)
+        future, buffer = pending.popleft()
+        progress.wait_for(future)
+        free.append(buffer)
 
-    with ThreadPoolExecutor(1) as hashing, ThreadPoolExecutor(WRITERS) as writing:
+    with ThreadPoolExecutor(WRITERS) as writing:
         for first, end, has_data in iterate_extents(source, size, start):
             step = CHUNK if has_data else HOLE_STEP
             for position in range(first, end, step):
                 length = min(step, end - position)
-                while not free or len(pending) >= QUEUE:
-                    finish_oldest()
-                futures: list[Future] = []
-                buffers: list[mmap.mmap] = []
                 if has_data:
+                    if not free:
+                        finish_oldest()
                     buffer = free.pop()
-                    buffers.append(buffer)
                     aligned = -(-length // ALIGNMENT) * ALIGNMENT
                     content = memoryview(buffer)[:aligned]
                     read_twice(partial(read_fully, source, content, position), progress.beat)
-                    if target is not None:
-                        futures.append(writing.submit(write_data, target, buffer, aligned, position))
+                    if target is None:
+                        free.append(buffer)
+                    else:
+                        pending.append((writing.submit(write_data, target, buffer, aligned, position), buffer))
                     if checksum:
-                        futures.append(hashing.submit(checksum.add, content[:length]))
+                        checksum.add(content[:length])
                 elif checksum:
-                    futures.append(hashing.submit(checksum.add_zeros, length))
-                pending.append((futures, buffers))
+                    checksum.add_zeros(length)
                 progress.add(length)
         while pending:
             finish_oldest()
