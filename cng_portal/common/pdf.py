@@ -23,24 +23,40 @@ SIZE, SMALL = 9, 8
 LINE_HEIGHT, PADDING, BOTTOM = 4.4, 1.2, 15
 
 
+def is_simple_letter(letter: str) -> bool:
+    return letter < "\u0300" or "\u2010" <= letter < "\u2e80"
+
+
+class CharacterWidths(dict[str, float]):
+    """The width of each character at the size of the table."""
+
+    def __init__(self, document: FPDF) -> None:
+        super().__init__()
+        self.document = document
+
+    def __missing__(self, letter: str) -> float:
+        width = self[letter] = self.document.get_string_width(letter)
+        return width
+
+
 class TableDocument(FPDF):
     def __init__(self, title: str, *, heading: Sequence[str], widths: Sequence[float], amounts: bool = False) -> None:
         """`widths` of the columns are in mm, on A4 across. `amounts`: the last column is aligned right."""
         super().__init__(orientation="landscape", format="A4")
         self.heading, self.columns, self.aligns_last = heading, widths, amounts
         self.title_text = title
-        self.letters: set[int] = set()  # of all fonts
-        self.main_letters: set[int] = set()
-        self.widths: dict[str, float] = {}  # of a character at the size of the table
+        self.letters: set[str] = {"\n"}  # of all fonts
+        self.simple_letters: set[str] = set()  # that the main font draws one after the other, without shaping
+        self.widths = CharacterWidths(self)
         families = []
         for path in FONTS:
             if Path(path).exists():
                 families.append(Path(path).stem.lower())
                 self.add_font(families[-1], fname=path)
                 font = self.fonts[families[-1]]
-                letters = set(font.cmap) if isinstance(font, TTFFont) else set()
+                letters = set(map(chr, font.cmap)) if isinstance(font, TTFFont) else set()
                 self.letters |= letters
-                self.main_letters = self.main_letters or letters
+                self.simple_letters = self.simple_letters or set(filter(is_simple_letter, letters))
         self.family = families[0] if families else "helvetica"
         self.set_fallback_fonts(families[1:])
         self.has_fonts = bool(families)
@@ -51,9 +67,11 @@ class TableDocument(FPDF):
 
     def readable(self, text: str) -> str:
         """Replace characters that no font has with question marks, so that everything can be drawn."""
-        if not self.letters:
+        if not self.has_fonts:
             return text.encode("latin-1", "replace").decode("latin-1")
-        return "".join(letter if ord(letter) in self.letters or letter == "\n" else "?" for letter in text)
+        if self.letters.issuperset(text):
+            return text
+        return "".join(letter if letter in self.letters else "?" for letter in text)
 
     def footer(self) -> None:
         self.set_y(-12)
@@ -61,20 +79,10 @@ class TableDocument(FPDF):
         self.cell(0, 6, self.readable(f"{self.title_text} · {self.page_no()}/{{nb}}"), align="R")
 
     def is_simple(self, text: str) -> bool:
-        """Return whether the main font has every character and draws them one after the other, without shaping."""
-        return not self.has_fonts or all(
-            ord(letter) in self.main_letters and (ord(letter) < 0x300 or 0x2010 <= ord(letter) < 0x2E80)
-            for letter in text
-        )
+        return not self.has_fonts or self.simple_letters.issuperset(text)
 
     def width_of(self, text: str) -> float:
-        total = 0.0
-        for letter in text:
-            width = self.widths.get(letter)
-            if width is None:
-                width = self.widths[letter] = self.get_string_width(letter)
-            total += width
-        return total
+        return sum(map(self.widths.__getitem__, text))
 
     def wrap(self, text: str, width: float) -> list[str]:
         """Break at spaces, and inside a word that is wider than the column."""
