@@ -35,6 +35,7 @@ class BackupScheduleAdmin(ReadOnly, SupportAdmin):
         "at",
         "retention_count",
         "lock_days",
+        "uses_recycle_bin",
         "next_run_at",
         "paused_at",
         "deleted_at",

@@ -7,7 +7,7 @@ from django import forms
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 from django.utils.translation import gettext as _
-from django.utils.translation import gettext_lazy
+from django.utils.translation import gettext_lazy, ngettext
 
 from cng_portal.common.ids import parse_uuid
 from cng_portal.common.names import name_contains
@@ -139,6 +139,28 @@ class ScheduleForm(forms.Form):
         if not self.is_bound:
             return {name: self.initial[name] for name in SCHEDULE_FIELDS}
         return {name: self.cleaned_data[name] for name in SCHEDULE_FIELDS} if self.is_valid() else None
+
+
+class EditScheduleForm(ScheduleForm):
+    """`days` is how long the customer's recycle bin keeps something, `size_gb` the size of one backup or snapshot."""
+
+    uses_recycle_bin = forms.BooleanField(required=False)
+
+    def __init__(self, *args: Any, days: int, size_gb: int, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        field = self.fields["uses_recycle_bin"]
+        field.label = ngettext(
+            "Keep the ones it deletes in the recycle bin for %(days)s day",
+            "Keep the ones it deletes in the recycle bin for %(days)s days",
+            days,
+        ) % {"days": days}
+        field.help_text = _(
+            "Otherwise they are erased at once. In the recycle bin they cost nothing and can be put back, but each of them "
+            "counts towards your quota with its %(size)s GB. When the quota is full, the next run fails."
+        ) % {"size": size_gb}
+        if not days:
+            field.label = _("Keep the ones it deletes in the recycle bin")
+            field.help_text = _("Your provider has turned your recycle bin off, so they are erased at once.")
 
 
 class LockCopiesForm(forms.Form):

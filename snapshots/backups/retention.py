@@ -17,6 +17,7 @@ from ..assignment import is_outside_schedule
 from ..checks import reload_snapshot, require_change
 from ..errors import InvalidState
 from ..models import BackupSchedule, DeletionCause, Kind, Snapshot, State, locked
+from ..recycle_bin import goes_to_bin, put_in_bin
 from ..services import accept_deletion, uses_of
 
 
@@ -24,7 +25,8 @@ def apply_retention(schedule: BackupSchedule, now: datetime) -> None:
     """Delete the backups that exceed the schedule's retention count. The caller must hold the customer's lock.
 
     Only verified, unpinned backups count, the newest first. Older ones are deleted, including those that failed or are
-    damaged. A backup that is in use or locked stays until the next time, and one that is held until a member decides.
+    damaged; to the recycle bin if the schedule says so. A backup that is in use or locked stays until the next time, and one
+    that is held until a member decides.
     """
     backups = Snapshot.objects.filter(run__schedule=schedule, is_pinned=False)
     newest_first = backups.verified().order_by("-run__number").values_list("run__number", flat=True)
@@ -32,10 +34,11 @@ def apply_retention(schedule: BackupSchedule, now: datetime) -> None:
     if len(retained) < schedule.retention_count:
         return
     older = backups.filter(run__number__lt=retained[-1], held_at=None, state__in=[State.READY, State.FAILED])
-    older = older.exclude(locked())
+    older = older.exclude(locked()).select_related("project__customer")
     for backup in older.order_by("-run__number"):
         if not uses_of(backup).exists():
-            accept_deletion(backup, at=now, cause=DeletionCause.RETENTION)
+            remove = put_in_bin if schedule.uses_recycle_bin and goes_to_bin(backup) else accept_deletion
+            remove(backup, at=now, cause=DeletionCause.RETENTION)
 
 
 def pin_backup(*, snapshot: Snapshot, user: User) -> Snapshot:

@@ -126,17 +126,21 @@ def edit_schedule(
     month_day: int | None = None,
     at: time,
     retention_count: int,
+    uses_recycle_bin: bool | None = None,
     user: User,
     now: datetime | None = None,
 ) -> BackupSchedule:
     """Change when the schedule runs, from now on. A lower retention count applies after the next verified backup.
 
-    Raises InvalidSchedule and InvalidState.
+    `uses_recycle_bin`: what retention deletes later goes to the recycle bin; None leaves the setting as it is. Raises
+    InvalidSchedule and InvalidState.
     """
     now = now or timezone.now()
     fields = clean_schedule_fields(
         interval=interval, weekday=weekday, month_day=month_day, at=at, retention_count=retention_count
     )
+    if uses_recycle_bin is not None:
+        fields["uses_recycle_bin"] = uses_recycle_bin
     with transaction.atomic():
         schedule = lock_schedule(schedule, user)
         before = {name: getattr(schedule, name) for name in fields}

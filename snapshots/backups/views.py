@@ -27,6 +27,7 @@ from snapshots import checks, lists
 from snapshots.deletion_preview import describe, preview_deletion
 from snapshots.errors import NotSold
 from snapshots.models import BackupRun, BackupSchedule, Kind, Snapshot, State, source_fields
+from snapshots.recycle_bin import bin_days
 from snapshots.views.common import (
     attempt,
     automatic_price_sentence,
@@ -42,7 +43,7 @@ from snapshots.views.rows import Action
 from snapshots.views.snapshot_list import backup_tabs
 from snapshots.wizard import wizard
 
-from .forms import LockCopiesForm, ScheduleFilterForm, ScheduleForm, zone_name
+from .forms import EditScheduleForm, LockCopiesForm, ScheduleFilterForm, zone_name
 from .occurrences import next_occurrence
 from .preview_chart import build_preview_chart, format_day_and_time
 from .retention import pin_backup, unpin_backup
@@ -251,10 +252,19 @@ def edit(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
     schedule = get_changeable_schedule(request.user, schedule_id)
     zone = schedule.zone
     answers = {name: value for name, value in schedule_fields_of(schedule).items() if value is not None}
-    form = ScheduleForm(request.POST or None, zone=zone, kind=schedule.kind, initial=wizard.DEFAULT_SCHEDULE | answers)
+    form = EditScheduleForm(
+        request.POST or None,
+        zone=zone,
+        kind=schedule.kind,
+        days=bin_days(schedule.customer),
+        size_gb=checks.size_of(schedule.source),
+        initial=wizard.DEFAULT_SCHEDULE | answers | {"uses_recycle_bin": schedule.uses_recycle_bin},
+    )
 
     def save() -> BackupSchedule:
-        return edit_schedule(schedule=schedule, user=request.user, **(form.schedule_fields or {}))
+        uses_bin = form.cleaned_data["uses_recycle_bin"]
+        fields = form.schedule_fields or {}
+        return edit_schedule(schedule=schedule, user=request.user, uses_recycle_bin=uses_bin, **fields)
 
     if "preview" not in request.POST and (edited := submit(request, form, save)):
         messages.success(

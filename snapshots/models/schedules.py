@@ -108,6 +108,12 @@ class BackupSchedule(models.Model):
         validators=[MinValueValidator(1)],
         help_text=_("How long each backup is locked from when it was verified. Empty: not at all."),
     )
+    uses_recycle_bin = models.BooleanField(
+        _("uses the recycle bin"),
+        default=False,
+        db_default=False,
+        help_text=_("What retention removes goes to the recycle bin. Otherwise it is erased at once."),
+    )
     time_zone = models.CharField(_("time zone"), max_length=64, editable=False)
     paused_at = models.DateTimeField(_("paused"), null=True, blank=True)
     next_run_at = models.DateTimeField(_("next run"), null=True, blank=True)

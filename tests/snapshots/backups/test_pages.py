@@ -466,6 +466,32 @@ def test_editing_shows_what_would_be_kept_before_it_is_saved(client: Client, sch
     assert schedule.retention_count == 2
 
 
+def test_editing_decides_whether_deleted_backups_go_to_the_recycle_bin(
+    client: Client, schedule: BackupSchedule, settings: Any
+) -> None:
+    settings.RECYCLE_BIN_DAYS = 7
+    page = client.get(url(schedule, "edit_schedule")).text
+    assert "in the recycle bin for 7 days" in page
+    assert f"counts towards your quota with its {checks.size_of(schedule.vm)} GB" in page
+
+    data = {"interval": "daily", "at": "02:00", "retention_count": 2}
+    page = client.post(url(schedule, "edit_schedule"), data | {"uses_recycle_bin": "on"}, follow=True).text
+    assert "older ones to the recycle bin" in page
+    schedule.refresh_from_db()
+    assert schedule.uses_recycle_bin
+
+    refused = client.post(url(schedule, "edit_schedule"), data | {"at": "noon", "uses_recycle_bin": "on"}).text
+    assert re.search(r'name="uses_recycle_bin"[^>]* checked', refused), "an error loses nothing"
+    client.post(url(schedule, "edit_schedule"), data)
+    schedule.refresh_from_db()
+    assert not schedule.uses_recycle_bin
+
+
+def test_editing_says_when_the_recycle_bin_is_off(client: Client, schedule: BackupSchedule, settings: Any) -> None:
+    settings.RECYCLE_BIN_DAYS = 0
+    assert "Your provider has turned your recycle bin off" in client.get(url(schedule, "edit_schedule")).text
+
+
 def test_invalid_times_are_explained_and_change_nothing(client: Client, schedule: BackupSchedule) -> None:
     page = client.post(url(schedule, "edit_schedule"), {"interval": "weekly", "at": "noon", "retention_count": 0}).text
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import datetime, time, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from django.db import IntegrityError, transaction
@@ -20,6 +21,7 @@ from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.schedules import edit_schedule, run_now
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.models import BackupRun, BackupSchedule, DeletionCause, DiskImage, Operation, Snapshot, State
+from snapshots.recycle_bin import put_back
 from snapshots.volumes import new_volumes
 from tests.factories import BackupScheduleFactory, MembershipFactory, VirtualMachineFactory, VolumeFactory
 from tests.snapshots.disks import content, put_volume, run_active_operations, sell_everywhere
@@ -429,6 +431,40 @@ def test_the_oldest_backup_is_deleted_only_once_a_new_one_is_verified(schedule: 
     assert UsageSegment.objects.get(resource_id=first.pk).ended_at is not None
     work()
     assert backup_states(schedule) == [State.DELETED, State.READY, State.READY]
+
+
+@pytest.mark.parametrize(("days", "expected"), [(7, State.DELETED), (0, State.DELETING)])
+def test_a_schedule_may_move_what_retention_deletes_to_the_recycle_bin(
+    schedule: BackupSchedule, member: Membership, settings: Any, days: int, expected: State
+) -> None:
+    settings.RECYCLE_BIN_DAYS = days
+    BackupSchedule.objects.update(uses_recycle_bin=True)
+    first = [run_once(schedule).snapshot for _run in range(3)][0]
+    first.refresh_from_db()
+    assert (first.state, first.deletion_cause, first.is_in_bin) == (expected, DeletionCause.RETENTION, days > 0)
+    assert UsageSegment.objects.get(resource_id=first.pk).ended_at == first.delete_requested_at
+    assert Operation.objects.filter(snapshot=first, kind=Operation.Kind.DELETE).exists() == (days == 0)
+    if first.is_in_bin:
+        put_back(snapshot=first, user=member.user)
+        run_once(schedule)
+        assert backup_states(schedule) == [State.READY, State.DELETED, State.READY, State.READY], "it is pinned"
+
+
+def test_a_schedule_erases_what_retention_deletes_by_default(schedule: BackupSchedule, settings: Any) -> None:
+    settings.RECYCLE_BIN_DAYS = 7
+    for _run in range(3):
+        run_once(schedule)
+    assert backup_states(schedule) == [State.DELETING, State.READY, State.READY]
+
+
+def test_retention_erases_a_failed_backup_past_the_recycle_bin(schedule: BackupSchedule, settings: Any) -> None:
+    settings.RECYCLE_BIN_DAYS = 7
+    BackupSchedule.objects.update(uses_recycle_bin=True)
+    first = run_once(schedule).snapshot
+    Snapshot.objects.filter(pk=first.pk).update(missing_since=timezone.now())
+    for _run in range(2):
+        run_once(schedule)
+    assert backup_states(schedule) == [State.DELETING, State.READY, State.READY]
 
 
 def test_a_pinned_backup_is_neither_counted_nor_deleted(schedule: BackupSchedule, member: Membership) -> None:
