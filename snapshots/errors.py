@@ -47,6 +47,12 @@ class PriceChanged(ActionRefused):
         self.quote = quote
 
 
+class LastRestorePoint(ActionRefused):
+    """A disk would have no restore point left, and the user hasn't confirmed that."""
+
+    field = "is_last"
+
+
 class SourceUnavailable(ActionRefused):
     """The volume, machine or location is gone or can't be used now."""
 

@@ -365,6 +365,11 @@ class ConfirmationForm(forms.Form):
         self.fields["confirmation"].label = label
         self.fields["confirmation"].error_messages["required"] = required
 
+    @property
+    def also_last(self) -> bool:
+        """Return whether the user has confirmed that no restore point of the volumes remains."""
+        return self.cleaned_data.get("is_last", False)
+
     def clean_confirmation(self) -> str:
         typed: str = self.cleaned_data["confirmation"]
         if self.expected and not is_same_name(typed, self.expected):

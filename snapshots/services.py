@@ -23,7 +23,8 @@ from cng_portal.inventory.models import VirtualMachine, Volume
 
 from . import checks, limits
 from .checks import Source
-from .errors import ActionRefused, DamagedSnapshot, InvalidState
+from .deletion_preview import join_names, preview_disks
+from .errors import ActionRefused, DamagedSnapshot, InvalidState, LastRestorePoint
 from .locks import why_locked
 from .models import (
     BackupRun,
@@ -185,10 +186,11 @@ def rename_snapshot(*, snapshot: Snapshot, user: User, name: str) -> Snapshot:
     return snapshot
 
 
-def request_deletion(*, snapshot: Snapshot, user: User) -> Snapshot:
+def request_deletion(*, snapshot: Snapshot, user: User, also_last: bool = False) -> Snapshot:
     """Put the snapshot in the recycle bin, or delete it if there is none. Either ends the charge at once.
 
-    No-op if it was deleted before. Raises InvalidState.
+    No-op if it was deleted before. Raises InvalidState, and LastRestorePoint unless `also_last`: the user has confirmed that
+    no restore point of a disk remains.
     """
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
@@ -198,12 +200,24 @@ def request_deletion(*, snapshot: Snapshot, user: User) -> Snapshot:
             return snapshot
         if reason := why_not_deletable(snapshot):
             raise InvalidState(reason)
+        if not also_last:
+            check_not_last(snapshot, user)
         if goes_to_bin(snapshot):
             put_in_bin(snapshot, at=timezone.now(), user=user)
         else:
             accept_deletion(snapshot, at=timezone.now(), cause=DeletionCause.USER, user=user)
     snapshot.refresh_from_db()
     return snapshot
+
+
+def check_not_last(snapshot: Snapshot, user: User) -> None:
+    """Raise LastRestorePoint if a disk would have no restore point without the snapshot."""
+    volumes = {disk.volume_id: disk.volume for disk in snapshot.disks.select_related("volume")}
+    if last_of := [disk.volume for disk in preview_disks(volumes, [snapshot.pk], user) if disk.loses_last]:
+        raise LastRestorePoint(
+            _("“%(name)s” is the last restore point of %(volumes)s. Confirm that you delete the last one.")
+            % {"name": snapshot.name, "volumes": join_names(volume.name for volume in last_of)}
+        )
 
 
 def why_not_deletable(snapshot: Snapshot) -> str:
@@ -220,15 +234,16 @@ def why_not_deletable(snapshot: Snapshot) -> str:
     }
 
 
-def request_deletions(*, snapshots: Iterable[Snapshot], user: User) -> dict[UUID, str]:
+def request_deletions(*, snapshots: Iterable[Snapshot], user: User, also_last: bool = False) -> dict[UUID, str]:
     """Delete each snapshot that can be deleted, and return {ID: why it wasn't, or an empty string}.
 
-    The caller limits them to MAX_DELETIONS. Raises only PermissionDenied.
+    One after the other: the last of a disk stays unless `also_last`. The caller limits them to MAX_DELETIONS. Raises only
+    PermissionDenied.
     """
     results = {}
     for snapshot in snapshots:
         try:
-            request_deletion(snapshot=snapshot, user=user)
+            request_deletion(snapshot=snapshot, user=user, also_last=also_last)
             results[snapshot.pk] = ""
         except ActionRefused as error:
             results[snapshot.pk] = str(error)

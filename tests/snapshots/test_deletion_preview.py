@@ -4,6 +4,7 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 from html import unescape
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from django.db import connection
@@ -15,11 +16,17 @@ from django.utils import timezone
 from billing.models import UsageSegment
 from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import Volume
+from snapshots.backups.schedules import delete_schedule
 from snapshots.deletion_preview import DeletionPreview, describe, describe_restore, preview_deletion
+from snapshots.errors import LastRestorePoint
+from snapshots.forms import ConfirmationForm
 from snapshots.models import Snapshot, State
+from snapshots.services import request_deletion, request_deletions
+from snapshots.volumes.services import request_volume_deletion
 from tests.factories import (
     BackupRunFactory,
     BackupScheduleFactory,
+    DiskImageFactory,
     MembershipFactory,
     OperationFactory,
     SnapshotFactory,
@@ -27,6 +34,7 @@ from tests.factories import (
     VolumeFactory,
 )
 from tests.snapshots.disks import sell_everywhere
+from tests.snapshots.test_races import TAKERS, all_at_once
 
 pytestmark = pytest.mark.django_db
 DAY = timedelta(days=1)
@@ -124,6 +132,78 @@ def test_the_last_restore_point_of_a_disk_asks_twice(client: Client, volume: Vol
     assert Snapshot.objects.get().state == State.READY
     assert client.post(url, {"confirmation": "the only one", "is_last": "on"}).status_code == 302
     assert Snapshot.objects.get().state != State.READY
+
+
+def test_the_service_deletes_no_last_restore_point_unconfirmed(member: Membership, volume: Volume) -> None:
+    older, newer = taken(volume, 3), taken(volume, 1)
+    broken = taken(volume, 2, damaged=True)
+    request_deletion(snapshot=broken, user=member.user)  # It was no restore point.
+    request_deletion(snapshot=older, user=member.user)
+    with pytest.raises(LastRestorePoint, match="is the last restore point of “db-01-data”"):
+        request_deletion(snapshot=newer, user=member.user)
+    newer.refresh_from_db()
+    assert newer.state == State.READY
+    assert request_deletion(snapshot=newer, user=member.user, also_last=True).state != State.READY
+    assert request_deletion(snapshot=newer, user=member.user).state != State.READY, "twice is not refused"
+
+
+def test_a_machines_snapshot_is_the_last_one_of_each_of_its_disks(member: Membership, volume: Volume) -> None:
+    of_machine = taken(volume, 2)
+    other = VolumeFactory(project=member.project, location=volume.location, name="mail")
+    DiskImageFactory(id=uuid4(), snapshot=of_machine, volume=other, position=1)
+    taken(volume, 1)
+    with pytest.raises(LastRestorePoint, match="of “mail”"):
+        request_deletion(snapshot=of_machine, user=member.user)
+
+
+def test_a_bulk_deletion_leaves_the_last_one_unless_it_is_confirmed(
+    client: Client, member: Membership, volume: Volume
+) -> None:
+    both = [taken(volume, 3, name="older"), taken(volume, 1, name="newer")]
+    answers = {"id": [snapshot.pk for snapshot in both], "confirmation": "delete 2 snapshots"}
+    page = unescape(client.post(reverse("snapshots:delete_many"), answers).text)
+    assert "Check this box to delete the last restore point" in page
+    assert Snapshot.objects.filter(state=State.READY).count() == 2
+    results = request_deletions(snapshots=both, user=member.user)
+    assert results[both[0].pk] == "" and "last restore point" in results[both[1].pk]
+    assert Snapshot.objects.filter(state=State.READY).count() == 1
+
+
+@pytest.mark.parametrize("others_go", [True, False])
+def test_what_became_the_last_one_meanwhile_asks_as_well(
+    client: Client, member: Membership, volume: Volume, others_go: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The page was made while there was another restore point."""
+    snapshot, other = taken(volume, 3, name="older"), taken(volume, 1)
+
+    def accept(form: ConfirmationForm) -> bool:
+        if others_go:
+            request_deletion(snapshot=other, user=member.user)
+        return is_valid(form)
+
+    is_valid = ConfirmationForm.is_valid
+    monkeypatch.setattr(ConfirmationForm, "is_valid", accept)
+    response = client.post(reverse("snapshots:delete", args=[snapshot.pk]), {"confirmation": "older"})
+    assert response.status_code == (200 if others_go else 302)
+    assert not others_go or "Confirm that you delete the last one" in unescape(response.text)
+    snapshot.refresh_from_db()
+    assert (snapshot.state == State.READY) is others_go
+
+
+@pytest.mark.both_databases
+@pytest.mark.django_db(transaction=True)
+def test_of_deletions_at_once_one_is_refused_as_the_last(member: Membership, volume: Volume) -> None:
+    snapshots = [taken(volume, 30 - number) for number in range(TAKERS)]
+    outcomes = all_at_once(lambda number: request_deletion(snapshot=snapshots[number], user=member.user))
+    assert outcomes == {"done": TAKERS - 1, "LastRestorePoint": 1}
+
+
+def test_deleting_a_volume_or_a_schedule_deletes_no_restore_point(member: Membership, volume: Volume) -> None:
+    snapshot, schedule = taken(volume, 1), BackupScheduleFactory(of_volume=True, volume=volume, project=member.project)
+    BackupRunFactory(schedule=schedule, snapshot=snapshot)
+    delete_schedule(schedule=schedule, user=member.user)
+    request_volume_deletion(volume=volume, user=member.user, confirmation=volume.name)
+    assert Snapshot.objects.get(pk=snapshot.pk).state == State.READY
 
 
 def test_a_storage_that_fails_fails_no_page(client: Client, volume: Volume, storage_root: Path) -> None:

@@ -15,6 +15,7 @@ from ... import checks, services
 from ...labels import change_labels, clean_note
 from ...locks import get_locks
 from ...models import Operation, Snapshot, State
+from ...recycle_bin import goes_to_bin
 from ...views.common import price_of
 from ..metadata import PREFIX, clean_metadata, with_price
 from .calls import Call, accepted, of_project, parse_id
@@ -147,10 +148,13 @@ def update_snapshot(call: Call, snapshot_id: str) -> dict[str, Any]:
 
 
 def delete_snapshot(call: Call, snapshot_id: str) -> HttpResponse:
-    """Put it in the recycle bin, as the pages do: from then on it doesn't exist for the API."""
+    """Put it in the recycle bin, as the pages do: from then on it doesn't exist for the API.
+
+    Cinder's clients can't confirm. The last restore point of a disk is refused where nothing could put it back.
+    """
     snapshot = get_snapshot(call, snapshot_id)
     call.require(Act.DELETE)
-    services.request_deletion(snapshot=snapshot, user=call.user)
+    services.request_deletion(snapshot=snapshot, user=call.user, also_last=goes_to_bin(snapshot))
     return accepted()
 
 

@@ -69,6 +69,7 @@ def test_openstack_takes_a_snapshot_with_what_the_page_says_and_does_all_that_th
     live_server: Any, worker: None, volume: Volume, settings: Any, client_for: Callable[..., Client], tmp_path: Path
 ) -> None:
     settings.PORTAL_URL = live_server.url
+    settings.RECYCLE_BIN_DAYS = 7
     user = volume.project.members.get()
     answers = {"name": "laptop", "project": volume.project_id, "role": "member", "valid_for": "90"}
     acts = ["snapshot", "volume", "restore", "delete", "bill"]

@@ -185,6 +185,7 @@ def test_a_snapshot_is_renamed_labelled_and_deleted(
     api: Api, volume: Volume, client_for: Callable[..., Client]
 ) -> None:
     snapshot = SnapshotFactory(volume=volume, name="before")
+    SnapshotFactory(volume=volume, name="another")
     path = f"/snapshots/{snapshot.pk}"
     changed = api("PUT", path, {"snapshot": {"name": "after", "description": "a note"}}).json()["snapshot"]
     assert (changed["name"], changed["description"]) == ("after", "a note")
@@ -206,6 +207,15 @@ def test_a_snapshot_is_renamed_labelled_and_deleted(
     run_active_operations()
     assert api("GET", path).status_code == 404
     assert Activity.objects.filter(action="labels.change", target_id=str(snapshot.pk)).count() == 4
+
+
+def test_the_last_restore_point_is_deleted_only_if_it_can_be_put_back(api: Api, volume: Volume, settings: Any) -> None:
+    path = f"/snapshots/{SnapshotFactory(volume=volume).pk}"
+    settings.RECYCLE_BIN_DAYS = 0
+    assert "is the last restore point" in message_of(api("DELETE", path), 400, "badRequest")
+    settings.RECYCLE_BIN_DAYS = 7
+    assert api("DELETE", path).status_code == 202
+    assert Snapshot.objects.get().is_in_bin
 
 
 def test_volumes_are_created_grown_changed_reverted_and_deleted(api: Api, volume: Volume) -> None:
