@@ -9,7 +9,7 @@ class SnapshotsConfig(AppConfig):
     def ready(self) -> None:
         from cng_portal.monitoring.metrics import register_collector, register_counter
 
-        from . import recycle_bin, resource_links, system_checks, usage_check  # noqa: F401
+        from . import approvals, recycle_bin, resource_links, system_checks, usage_check  # noqa: F401
         from .drills import proof
         from .files.children import FAILURES
         from .monitoring.status import collect_metrics

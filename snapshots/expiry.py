@@ -28,7 +28,7 @@ from .checks import reload_snapshot, require_change
 from .errors import ActionRefused, InvalidState
 from .locks import get_lock
 from .models import DeletionCause, Kind, Snapshot, State, locked
-from .services import accept_deletion, why_not_deletable
+from .services import delete_automatically, why_not_deletable
 
 logger = structlog.stdlib.get_logger(__name__)
 
@@ -190,5 +190,5 @@ def _delete(snapshot: Snapshot, now: datetime) -> bool:
             return False
         assert expires_at is not None
         # Whenever the scheduler comes, the charge ends where the customer was told.
-        accept_deletion(snapshot, at=max(expires_at, snapshot.ready_at or expires_at), cause=DeletionCause.EXPIRED)
+        delete_automatically(snapshot, at=max(expires_at, snapshot.ready_at or expires_at), cause=DeletionCause.EXPIRED)
     return True

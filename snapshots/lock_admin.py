@@ -14,6 +14,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext
 
+from cng_portal.accounts.approvals import say_asked
 from cng_portal.accounts.models import User
 from cng_portal.common.admin import ReadOnly, SupportAdmin
 
@@ -55,11 +56,13 @@ class SnapshotLockAdmin(ReadOnly, SupportAdmin):
         assert isinstance(user, User)  # Django admin has signed them in.
         if request.method == "POST" and form.is_valid():
             try:
-                lift_lock(lock=lock, user=user, reason=form.cleaned_data["reason"])
+                lifted = lift_lock(lock=lock, user=user, reason=form.cleaned_data["reason"])
             except ActionRefused as refusal:
                 form.add_error(None, str(refusal))
             else:
-                self.message_user(request, gettext("The account is told that it is lifted."), messages.SUCCESS)
+                is_lifted = lifted.lifted_at is not None
+                text = gettext("The account is told that it is lifted.") if is_lifted else say_asked()
+                self.message_user(request, text, messages.SUCCESS)
                 return HttpResponseRedirect(back)
         context = {
             **self.admin_site.each_context(request),

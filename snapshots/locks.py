@@ -20,7 +20,8 @@ from billing import rating
 from billing.balance import get_balance
 from billing.models import UsageSegment
 from billing.pricing.prices import PriceList, Quote
-from cng_portal.accounts.models import BillingType, Customer, Project, Role, User
+from cng_portal.accounts.approvals import needs_second_owner
+from cng_portal.accounts.models import Approval, BillingType, Customer, Project, Role, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
 from cng_portal.common.clock import database_now
@@ -290,11 +291,11 @@ def lock_copy(snapshot: Snapshot, *, days: int) -> SnapshotLock | None:
 # --- lifting -----------------------------------------------------------------------------------------------------------
 
 
-def lift_lock(*, lock: SnapshotLock, user: User, reason: str) -> SnapshotLock:
+def lift_lock(*, lock: SnapshotLock, user: User, reason: str, approval: Approval | None = None) -> SnapshotLock:
     """Lift a lock, and tell everybody of the customer who did it and why. No-op if it was lifted or has ended.
 
-    Raises PermissionDenied for anybody but an owner of the project or an administrator, InvalidState once a Compliance lock
-    is final, InvalidLock without a reason.
+    It holds while another owner has to approve: then `lifted_at` is empty. Raises PermissionDenied for anybody but an owner
+    of the project or an administrator, InvalidState once a Compliance lock is final, InvalidLock without a reason.
     """
     with transaction.atomic():
         lock_customer(lock.snapshot.customer_id)
@@ -313,6 +314,17 @@ def lift_lock(*, lock: SnapshotLock, user: User, reason: str) -> SnapshotLock:
         reason = reason.strip()[:MAX_REASON_LENGTH]
         if not reason:
             raise InvalidLock(_("Enter why you lift it. Everybody of the account is told."), "reason")
+        if needs_second_owner(
+            action="lift_lock",
+            target=held,
+            customer_id=snapshot.customer_id,
+            project=snapshot.project,
+            by=user,
+            at=at,
+            approval=approval,
+            reason=reason,
+        ):
+            return held
         held.lifted_at, held.lifted_by, held.reason = at, user, reason
         held.save(update_fields=["lifted_at", "lifted_by", "reason"])
         after = {"reason": reason, "until": held.until}

@@ -26,7 +26,8 @@ from billing import rating
 from billing.models import UsageSegment
 from billing.pricing.prices import PriceList, Quote
 from billing.usage import charge_gap
-from cng_portal.accounts.models import Customer, User
+from cng_portal.accounts.approvals import needs_second_owner
+from cng_portal.accounts.models import Approval, Customer, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
 from cng_portal.common.names import fold_name, is_same_name
@@ -45,6 +46,8 @@ from .storage.contract import GIB
 logger = structlog.stdlib.get_logger(__name__)
 
 BATCH_SIZE = 200
+# Of customers that have a second owner approve what is deleted past it.
+MIN_DAYS_WITH_APPROVAL = 3
 
 Binned = Snapshot | Volume
 
@@ -52,7 +55,8 @@ Binned = Snapshot | Volume
 def bin_days(customer: Customer) -> int:
     """Return how many days a deleted snapshot stays in the customer's recycle bin; 0 turns it off."""
     days = customer.recycle_bin_days
-    return settings.RECYCLE_BIN_DAYS if days is None else days
+    days = settings.RECYCLE_BIN_DAYS if days is None else days
+    return max(days, MIN_DAYS_WITH_APPROVAL) if customer.needs_approval else days
 
 
 def goes_to_bin(deleted: Binned) -> bool:
@@ -224,10 +228,10 @@ def name_of_gap(name: str) -> str:
 # --- erasing -----------------------------------------------------------------------------------------------------------
 
 
-def erase(*, binned: Binned, user: User, confirmation: str) -> Binned:
+def erase(*, binned: Binned, user: User, confirmation: str, approval: Approval | None = None) -> Binned:
     """Erase what is in the recycle bin now. `confirmation` has to be its name. No-op if it was erased before.
 
-    Raises InvalidState if it was put back, and WrongConfirmation.
+    It stays in the bin while another owner has to approve. Raises InvalidState if it was put back, and WrongConfirmation.
     """
     with transaction.atomic():
         lock_customer(binned.customer_id)
@@ -239,7 +243,18 @@ def erase(*, binned: Binned, user: User, confirmation: str) -> Binned:
             raise WrongConfirmation(
                 _("That is not its name. Type “%(name)s” to delete it for good.") % {"name": binned.name}
             )
-        start_erasing(binned, user=user)
+        waits = binned.is_in_bin and needs_second_owner(
+            action=f"erase_{binned._meta.model_name}",
+            target=binned,
+            customer_id=binned.project.customer_id,
+            project=binned.project,
+            by=user,
+            at=timezone.now(),
+            approval=approval,
+        )
+        if not waits:
+            start_erasing(binned, user=user)
+        binned.refresh_from_db(fields=["bin_until"])
     return binned
 
 

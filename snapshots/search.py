@@ -93,6 +93,7 @@ PAGES = [
     Page(gettext_lazy("Sign-in history"), "accounts:sign_ins"),
     Page(gettext_lazy("API and application credentials"), "api:credentials"),
     Page(gettext_lazy("Activity log"), "activity:log"),
+    Page(gettext_lazy("Approvals by a second owner"), "accounts:approvals"),
     Page(gettext_lazy("Limits"), "snapshots:limits"),
     Page(gettext_lazy("Help"), "help:index"),
     Page(gettext_lazy("Billing"), "help:guide", ("billing",)),

@@ -269,6 +269,16 @@ def accept_deletion(snapshot: Snapshot, *, at: datetime, cause: DeletionCause, u
     create_operation(kind=Operation.Kind.DELETE, snapshot=snapshot, requested_by=user)
 
 
+def delete_automatically(snapshot: Snapshot, *, at: datetime, cause: DeletionCause, uses_bin: bool = False) -> None:
+    """Delete the snapshot. With `uses_bin`, or where a second owner approves what is deleted past it, it goes to the bin.
+
+    The caller must hold the customer's lock. Raises IntegrityError as `accept_deletion` does.
+    """
+    uses_bin = uses_bin or snapshot.project.customer.needs_approval
+    remove = put_in_bin if uses_bin and goes_to_bin(snapshot) else accept_deletion
+    remove(snapshot, at=at, cause=cause)
+
+
 def retry(*, operation: Operation, user: User) -> Operation:
     """Request a failed operation again, as a new one, after the checks of a first request.
 

@@ -11,6 +11,7 @@ from cng_portal.accounts.credentials import hash_secret
 from cng_portal.accounts.models import (
     Act,
     ApplicationCredential,
+    Approval,
     BillingType,
     Customer,
     Invitation,
@@ -104,6 +105,22 @@ class ApplicationCredentialFactory(DjangoModelFactory):
     secret_hash = hash_secret(CREDENTIAL_SECRET)
     role = Role.MEMBER
     acts = factory.LazyFunction(lambda: list(Act.values))
+
+
+class ApprovalFactory(DjangoModelFactory):
+    """An open request of another owner of the project to turn the approvals off."""
+
+    class Meta:
+        model = Approval
+
+    project = factory.SubFactory(ProjectFactory)
+    customer = factory.SelfAttribute("project.customer")
+    action = "turn_off"
+    target_id = factory.SelfAttribute("customer.pk")
+    target_name = factory.SelfAttribute("customer.name")
+    requested_by = factory.LazyAttribute(lambda approval: UserFactory(member_of=approval.project))
+    requested_at = factory.LazyFunction(timezone.now)
+    expires_at = factory.LazyAttribute(lambda approval: approval.requested_at + timedelta(hours=72))
 
 
 class InvitationFactory(DjangoModelFactory):

@@ -28,6 +28,7 @@ from snapshots.wizard import wizard
 from tests.addresses import ADDRESSES
 from tests.factories import (
     ApplicationCredentialFactory,
+    ApprovalFactory,
     BackupFactory,
     BackupScheduleFactory,
     DraftFactory,
@@ -81,6 +82,7 @@ PARAMETERS: dict[str, Callable[[SimpleNamespace], Any]] = {
     "vm_id": lambda world: world.volume.vm,
     "schedule_id": lambda world: world.schedule,
     "project_id": lambda world: world.project,
+    "approval_id": lambda world: world.approval,
     "notification_id": lambda world: world.notification,
     "draft_id": lambda world: world.draft,
     "step": lambda world: "location",
@@ -153,6 +155,7 @@ def world(storage_root: Path) -> SimpleNamespace:
         ),
         membership=Membership.objects.get(user=users[VIEWER]),
         invitation=InvitationFactory(project=project, invited_by=users[OWNER]),
+        approval=ApprovalFactory(project=project),
         other_membership=MembershipFactory(project=project, role=Role.MEMBER),
         invoice=Invoice.objects.create(
             customer=project.customer,

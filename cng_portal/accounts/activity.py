@@ -32,6 +32,11 @@ register(
         "invitation.revoke": _("Invitation revoked"),
         "credential.create": _("Application credential created"),
         "credential.revoke": _("Application credential revoked"),
+        "approval.change": _("Approval by a second owner changed"),
+        "approval.request": _("Approval requested"),
+        "approval.approve": _("Request approved"),
+        "approval.refuse": _("Request refused"),
+        "approval.withdraw": _("Request withdrawn"),
         "impersonation.start": _("Impersonation started by an administrator"),
         "impersonation.end": _("Impersonation ended by an administrator"),
     }

@@ -29,7 +29,7 @@ from cng_portal.activity import services as activity
 from cng_portal.common.admin import Autocomplete, Autocompletes, ReadOnly, SupportAdmin, as_ids, posted_ids
 
 from . import impersonation, roles, services, signals
-from .models import ApplicationCredential, Customer, Membership, Project, Role, User
+from .models import ApplicationCredential, Approval, Customer, Membership, Project, Role, User
 from .services import lock_customers
 from .signin import factors, sessions
 
@@ -304,6 +304,7 @@ class CustomerAdmin(SupportAdmin):
             (None, {"fields": ["name", "number", *own, "billing_type", "currency", "time_zone"]}),
             (_("Quotas"), {"fields": ["snapshot_quota", "snapshot_gb_quota", "volume_quota", "volume_gb_quota"]}),
             (_("Recycle bin"), {"fields": ["recycle_bin_days"]}),
+            *([(_("Approvals"), {"fields": ["needs_approval"]})] if obj else []),
         ]
 
     def get_readonly_fields(self, request: HttpRequest, obj: Customer | None = None) -> list[str]:
@@ -333,6 +334,17 @@ class CustomerAdmin(SupportAdmin):
         obj.pk = services.create_customer(**values).pk
         obj._state.adding = False
         obj.refresh_from_db()
+
+
+@admin.register(Approval)
+class ApprovalAdmin(ReadOnly, SupportAdmin):
+    list_display = ["action", "target_name", "customer", "requested_by", "requested_at", "decided_by", "outcome"]
+    list_filter = ["action", "outcome"]
+    list_select_related = ["customer", "requested_by", "decided_by"]
+    search_fields = ["target_name", "reason"]
+    uuid_fields = ("pk", "customer_id", "target_id")
+    customer_fields = ("customer",)
+    user_fields = ("requested_by", "decided_by")
 
 
 @admin.register(Project)

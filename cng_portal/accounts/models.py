@@ -113,6 +113,15 @@ class Customer(QuotaModel):
             "A longer time counts at once, a shorter one only for what is deleted later."
         ),
     )
+    needs_approval = models.BooleanField(
+        _("needs a second owner"),
+        default=False,
+        db_default=False,
+        help_text=_(
+            "Deleting past the recycle bin, lifting a lock and changing who is an owner wait until another owner approves "
+            "them. Owners turn it on. Turn it off only if no second owner is left, and after you know who asks for it."
+        ),
+    )
     locked_at = models.DateTimeField(default=timezone.now, editable=False)
     # When a worker last claimed one of its operations: customers take turns.
     last_served_at = models.DateTimeField(null=True, editable=False)
@@ -497,3 +506,81 @@ class Submission(models.Model):
 
     def __str__(self) -> str:
         return str(self.key)
+
+
+class ApprovalQuerySet(models.QuerySet["Approval"]):
+    def visible_to(self, user: User) -> "ApprovalQuerySet":
+        """Owners see the requests of their customer, others their own."""
+        own = Q(requested_by=user)
+        return self.filter(own | Q(customer=user.customer_id) if user.owns_customer else own)
+
+    def open(self, at: datetime) -> "ApprovalQuerySet":
+        return self.filter(outcome="", expires_at__gt=at)
+
+
+class Approval(models.Model):
+    """A request that another owner has to approve before it is done. See approvals.py.
+
+    `target_id` is the ID of what is acted on; `reason` and `role` are what the action was asked with.
+    """
+
+    class Outcome(models.TextChoices):
+        APPROVED = "approve", _("Approved")
+        REFUSED = "refuse", _("Refused")
+        WITHDRAWN = "withdraw", _("Withdrawn")
+        EXPIRED = "expire", _("Expired")
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    customer = models.ForeignKey(
+        Customer, verbose_name=_("customer"), on_delete=models.PROTECT, related_name="approvals"
+    )
+    project = models.ForeignKey(
+        Project, verbose_name=_("project"), on_delete=models.PROTECT, null=True, blank=True, related_name="+"
+    )
+    action = models.CharField(_("action"), max_length=30)
+    target_id = models.CharField(_("target"), max_length=36)
+    target_name = models.CharField(_("name"), max_length=254)
+    reason = models.CharField(_("reason"), max_length=500, blank=True)
+    role = models.CharField(_("role"), max_length=8, choices=Role.choices, blank=True)
+    requested_by = models.ForeignKey(
+        User, verbose_name=_("requested by"), on_delete=models.PROTECT, related_name="approvals_requested"
+    )
+    requested_at = models.DateTimeField(_("requested"))
+    expires_at = models.DateTimeField(_("expires"))
+    decided_by = models.ForeignKey(
+        User,
+        verbose_name=_("decided by"),
+        on_delete=models.PROTECT,
+        null=True,
+        blank=True,
+        related_name="approvals_decided",
+    )
+    decided_at = models.DateTimeField(_("decided"), null=True, blank=True)
+    outcome = models.CharField(_("outcome"), max_length=8, choices=Outcome.choices, blank=True)
+
+    objects = ApprovalQuerySet.as_manager()
+
+    class Meta:
+        verbose_name = _("approval")
+        verbose_name_plural = _("approvals")
+        ordering = ["-requested_at", "-id"]
+        constraints = [
+            models.UniqueConstraint(
+                fields=["action", "target_id"], condition=Q(outcome=""), name="accounts_approval_open_once"
+            ),
+            models.CheckConstraint(
+                condition=Q(outcome="", decided_by=None, decided_at=None)
+                | Q(outcome="expire", decided_by=None, decided_at__isnull=False)
+                | Q(outcome="withdraw", decided_by=F("requested_by"), decided_at__isnull=False)
+                | Q(
+                    Q(outcome__in=["approve", "refuse"], decided_by__isnull=False, decided_at__isnull=False)
+                    & ~Q(decided_by=F("requested_by"))
+                    & Q(decided_at__lt=F("expires_at"))
+                ),
+                name="accounts_approval_decided",
+                violation_error_message=_("Another owner decides, before the request expires."),
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.action} · {self.target_name}"

@@ -16,6 +16,7 @@ from django.db.models import Exists, OuterRef, QuerySet
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
+from django.utils.translation import gettext_lazy
 
 from cng_portal.activity import services as activity
 from cng_portal.common.locks import lock_name
@@ -23,7 +24,9 @@ from cng_portal.common.preferences import localized_for
 from cng_portal.mail import services as mail
 from cng_portal.mail.models import OutgoingMail
 
-from .models import Customer, Invitation, Membership, Project, Role, User
+from . import approvals
+from .approvals import ActionRefused
+from .models import Approval, Customer, Invitation, Membership, Project, Role, User
 from .services import lock_customer, set_verified_email
 
 logger = structlog.stdlib.get_logger(__name__)
@@ -31,10 +34,7 @@ logger = structlog.stdlib.get_logger(__name__)
 VALID_FOR = timedelta(days=7)
 WINDOW = timedelta(hours=1)
 SALT = "accounts.invitation"
-
-
-class ActionRefused(Exception):
-    """The action isn't possible; the text says why and what to do."""
+CHANGE_ROLE = "change_role"
 
 
 # --- queries ---------------------------------------------------------------------------------------------------------
@@ -124,6 +124,10 @@ def invite(*, project: Project, email: str, role: str, by: User, at: datetime) -
                 _("%(email)s is already a member of “%(project)s”. Change their role instead.")
                 % {"email": email, "project": project.name}
             )
+        if role == Role.OWNER and project.customer.needs_approval:
+            raise ActionRefused(
+                _("Invite them as a member. Then change their role to owner, which another owner has to approve.")
+            )
         limit = settings.INVITATIONS_PER_HOUR
         lately = Invitation.objects.filter(project__customer=project.customer_id, created_at__gt=at - WINDOW)
         if limit and lately.count() >= limit:
@@ -198,16 +202,29 @@ def sign_up(*, invitation: Invitation, name: str, password: str, at: datetime) -
     return user
 
 
-def change_role(*, membership: Membership, role: str, by: User) -> None:
+def change_role(*, membership: Membership, role: str, by: User, approval: Approval | None = None) -> Membership:
+    """Change a member's role. Where another owner has to approve who is an owner, it is unchanged until they do."""
     with transaction.atomic():
         lock_customer(membership.project.customer_id)
         require_owner(User.objects.get(pk=by.pk), membership.project)
         membership = reload_for_update(membership)
         before = membership.role
         if role == before:
-            return
+            return membership
         if role != Role.OWNER:
             require_another_owner(membership)
+        if Role.OWNER in (role, before) and approvals.needs_second_owner(
+            action=CHANGE_ROLE,
+            target=membership,
+            customer_id=membership.project.customer_id,
+            project=membership.project,
+            by=by,
+            at=timezone.now(),
+            approval=approval,
+            role=role,
+        ):
+            return membership
+        if role != Role.OWNER:
             revoke_invitations_of(membership, by)
         membership.role = role
         membership.save(update_fields=["role"])
@@ -219,6 +236,17 @@ def change_role(*, membership: Membership, role: str, by: User) -> None:
             before={"role": before},
             after={"role": role},
         )
+    return membership
+
+
+def change_approved_role(approval: Approval) -> None:
+    membership = Membership.objects.select_related("project").filter(pk=approval.target_id).first()
+    if membership is None:
+        raise ActionRefused(_("This user is no longer a member of the project."))
+    change_role(membership=membership, role=approval.role, by=approval.requested_by, approval=approval)
+
+
+approvals.register(CHANGE_ROLE, gettext_lazy("%(target)s: change the role to %(role)s"), change_approved_role)
 
 
 def remove(*, membership: Membership, by: User) -> None:
@@ -230,6 +258,10 @@ def remove(*, membership: Membership, by: User) -> None:
         if not leaves:
             require_owner(User.objects.get(pk=by.pk), membership.project)
         require_another_owner(membership)
+        if membership.role == Role.OWNER and membership.project.customer.needs_approval:
+            raise ActionRefused(
+                _("Change the role from owner to another one first. Another owner has to approve that.")
+            )
         revoke_invitations_of(membership, by)
         membership.delete()
         activity.record(

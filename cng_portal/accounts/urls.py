@@ -1,6 +1,6 @@
 from django.urls import path
 
-from .views import members, profile
+from .views import approvals, members, profile
 
 app_name = "accounts"
 urlpatterns = [
@@ -12,6 +12,8 @@ urlpatterns = [
     path("profile/sessions/<int:session_id>/end/", profile.end_session, name="end_session"),
     path("profile/sign-ins/", profile.sign_ins, name="sign_ins"),
     path("profile/stop-impersonating/", profile.stop_impersonating, name="stop_impersonating"),
+    path("profile/approvals/", approvals.approval_list, name="approvals"),
+    path("profile/approvals/<uuid:approval_id>/", approvals.decide, name="decide_approval"),
     path("members/<uuid:project_id>/invite/", members.invite, name="invite"),
     path("members/invitations/<uuid:invitation_id>/resend/", members.resend, name="resend"),
     path("members/invitations/<uuid:invitation_id>/revoke/", members.revoke, name="revoke"),

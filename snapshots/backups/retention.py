@@ -17,16 +17,15 @@ from ..assignment import is_outside_schedule
 from ..checks import reload_snapshot, require_change
 from ..errors import InvalidState
 from ..models import BackupSchedule, DeletionCause, Kind, Snapshot, State, locked
-from ..recycle_bin import goes_to_bin, put_in_bin
-from ..services import accept_deletion, uses_of
+from ..services import delete_automatically, uses_of
 
 
 def apply_retention(schedule: BackupSchedule, now: datetime) -> None:
     """Delete the backups that exceed the schedule's retention count. The caller must hold the customer's lock.
 
     Only verified, unpinned backups count, the newest first. Older ones are deleted, including those that failed or are
-    damaged; to the recycle bin if the schedule says so. A backup that is in use or locked stays until the next time, and one
-    that is held until a member decides.
+    damaged. They go to the recycle bin if the schedule says so, or if a second owner has to approve what is deleted past it.
+    A backup that is in use or locked stays until the next time, and one that is held until a member decides.
     """
     backups = Snapshot.objects.filter(run__schedule=schedule, is_pinned=False)
     newest_first = backups.verified().order_by("-run__number").values_list("run__number", flat=True)
@@ -37,8 +36,7 @@ def apply_retention(schedule: BackupSchedule, now: datetime) -> None:
     older = older.exclude(locked()).select_related("project__customer")
     for backup in older.order_by("-run__number"):
         if not uses_of(backup).exists():
-            remove = put_in_bin if schedule.uses_recycle_bin and goes_to_bin(backup) else accept_deletion
-            remove(backup, at=now, cause=DeletionCause.RETENTION)
+            delete_automatically(backup, at=now, cause=DeletionCause.RETENTION, uses_bin=schedule.uses_recycle_bin)
 
 
 def pin_backup(*, snapshot: Snapshot, user: User) -> Snapshot:

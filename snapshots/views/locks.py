@@ -14,6 +14,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods
 
+from cng_portal.accounts.approvals import say_asked
 from cng_portal.accounts.models import BillingType, Role
 from cng_portal.accounts.submissions import submit_once
 from cng_portal.common.money import format_amount
@@ -122,7 +123,10 @@ def lift_lock(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         raise PermissionDenied(_("Only an owner of the project or your provider can lift a lock."))
     form = LiftLockForm(request.POST or None)
     lift = partial(locks.lift_lock, lock=held, user=request.user)
-    if submit(request, form, lambda: lift(reason=form.cleaned_data["reason"])):
+    if lifted := submit(request, form, lambda: lift(reason=form.cleaned_data["reason"])):
+        if lifted.lifted_at is None:
+            messages.info(request, say_asked())
+            return redirect("accounts:approvals")
         messages.success(request, _("“%(name)s” is no longer locked.") % {"name": snapshot.name})
         return redirect("snapshots:snapshot", snapshot.pk)
     consequences = [
@@ -130,5 +134,7 @@ def lift_lock(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         _("Everybody of the account is told who lifted the lock and why, by notification and e-mail."),
         _("It stays in the activity log."),
     ]
+    if snapshot.project.customer.needs_approval:
+        consequences.append(_("Another owner has to approve it within 72 hours. Until then the lock holds."))
     context = {"snapshot": snapshot, "form": form, "held": held, "consequences": consequences}
     return render(request, "snapshots/locks/lift.html", context)

@@ -16,6 +16,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_GET, require_http_methods
 
+from cng_portal.accounts.approvals import say_asked
 from cng_portal.accounts.submissions import submit_once
 from cng_portal.common.money import format_amount, format_price
 from cng_portal.common.pages import Order, page_of
@@ -237,7 +238,10 @@ def show_erasing(request: HttpRequest, binned: Binned) -> HttpResponse:
         required=_("Type the name “%(name)s” to delete it for good.") % {"name": binned.name},
     )
     save = partial(recycle_bin.erase, binned=binned, user=request.user)
-    if submit(request, form, lambda: save(**form.cleaned_data), field="confirmation"):
+    if erased := submit(request, form, lambda: save(**form.cleaned_data), field="confirmation"):
+        if erased.is_in_bin:
+            messages.info(request, say_asked())
+            return redirect("accounts:approvals")
         messages.success(request, _("“%(name)s” is being erased.") % {"name": binned.name})
         return redirect(row.list_url)
     consequences = [
@@ -245,4 +249,8 @@ def show_erasing(request: HttpRequest, binned: Binned) -> HttpResponse:
         _("It costs nothing already, so this saves nothing. It frees %(size)s GB of your quota.")
         % {"size": binned.size_gb},
     ]
+    if binned.project.customer.needs_approval:
+        consequences.append(
+            _("Another owner has to approve it within 72 hours. Until then it stays in the recycle bin.")
+        )
     return render(request, "snapshots/recycle_bin/erase.html", context_of(row, form, consequences))

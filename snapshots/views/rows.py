@@ -38,6 +38,7 @@ LISTED_FIELDS = (
     *("unusual_at", "held_at"),
     *("project__name", "project__customer__currency", "project__customer__time_zone"),
     "project__customer__recycle_bin_days",
+    "project__customer__needs_approval",
     *("location__country", "location__driver", "location__driver_options", "location__storage_seen_at"),
     *("location__charges_outside", "location__charges_missing"),
     *("volume__name", "volume__project", "volume__deleted_at"),

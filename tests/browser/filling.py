@@ -5,6 +5,7 @@ import tempfile
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from django.contrib.sessions.models import Session
 from django.urls import reverse
@@ -28,6 +29,7 @@ from snapshots.recycle_bin import put_in_bin
 from snapshots.storage.registry import get_driver
 from snapshots.volumes.charges import start_charging_volume
 from tests.factories import (
+    ApprovalFactory,
     BackupFactory,
     BackupRunFactory,
     BackupScheduleFactory,
@@ -302,6 +304,16 @@ def invite_members(member: Membership) -> None:
             action="role.change", actor=member.user, target=other, project=project, before={"role": "viewer"},
             after={"role": role},
         )  # fmt: skip
+    asked = {
+        "project": project,
+        "requested_by": other,
+        "action": "lift_lock",
+        "target_id": uuid4(),
+        "target_name": LONG,
+    }
+    ApprovalFactory(**asked, reason="The contract ended, and the data has to be deleted by the end of the month.")
+    ApprovalFactory(**asked | {"requested_by": member.user, "action": "erase_volume", "target_id": uuid4()})
+    ApprovalFactory(project=project, requested_by=other, outcome="refuse", decided_by=member.user, decided_at=now)
     InvitationFactory(project=project, email="a-guest-with-a-long-address@another-company.example.com")
     refused = {"failed_at": now, "error": "550 5.1.1 The email account that you tried to reach does not exist"}
     for email, mail in {

@@ -391,7 +391,7 @@ def of_billing(member: Membership) -> Screens:
 
 def of_account(member: Membership) -> Screens:
     other = Membership.objects.get(user__email="thiri@example.com", project=member.project)
-    names = ("profile", "security", "sessions", "sign_ins")
+    names = ("profile", "security", "sessions", "sign_ins", "approvals")
     pages = {name: Screen(reverse(f"accounts:{name}")) for name in names}
     pages |= {
         "activity": Screen(reverse("activity:log")),

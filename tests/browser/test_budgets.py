@@ -202,7 +202,7 @@ def pages(project: Project, user: User, storage_root: Path) -> list[str]:
     return [
         *PAGES,
         "/snapshots/?q=nothing-like-it",
-        *(reverse(f"accounts:{name}") for name in ("security", "sessions", "sign_ins")),
+        *(reverse(f"accounts:{name}") for name in ("security", "sessions", "sign_ins", "approvals")),
         reverse("activity:log"),
         reverse("accounts:invite", args=[project.pk]),
         *(reverse(f"accounts:{name}", args=[other.pk]) for name in ("role", "remove")),

@@ -20,6 +20,7 @@ from snapshots.models import BackupSchedule, Draft, Kind
 from snapshots.wizard import wizard
 from tests.browser.looking import look_at
 from tests.factories import (
+    ApprovalFactory,
     BackupRunFactory,
     BackupScheduleFactory,
     InvitationFactory,
@@ -221,7 +222,8 @@ def test_the_pages_of_the_profile_are_accessible_and_fit(
         action="role.change", actor=member.user, target=other.user, project=member.project, after={"role": "x"}
     )
     sign_in(member.user)
-    names = ("profile", "security", "sessions", "sign_ins")
+    ApprovalFactory(project=member.project, reason="The contract ended.")
+    names = ("profile", "security", "sessions", "sign_ins", "approvals")
     paths = [reverse(f"accounts:{name}") for name in names]
     paths += [
         reverse("activity:log"),

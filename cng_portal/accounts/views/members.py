@@ -15,8 +15,9 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST
 
 from cng_portal.accounts import roles
+from cng_portal.accounts.approvals import say_asked
 from cng_portal.accounts.forms import InvitationForm, RoleForm, SignUpForm
-from cng_portal.accounts.models import Invitation, Membership, Project, Role, User
+from cng_portal.accounts.models import Invitation, Membership, Project, User
 from cng_portal.accounts.submissions import submit_once
 
 
@@ -83,12 +84,13 @@ def change_role(request: HttpRequest, membership_id: int) -> HttpResponse:
     form = RoleForm(request.POST or None, initial={"role": membership.role})
     if request.method == "POST" and form.is_valid():
         try:
-            roles.change_role(membership=membership, role=form.cleaned_data["role"], by=request.user)
+            changed = roles.change_role(membership=membership, role=form.cleaned_data["role"], by=request.user)
         except roles.ActionRefused as refusal:
             form.add_error("role", str(refusal))
         else:
-            role = Role(form.cleaned_data["role"]).label
-            messages.success(request, _("New role of %(user)s: %(role)s.") % {"user": membership.user, "role": role})
+            names = {"user": changed.user, "role": changed.get_role_display()}
+            is_done = changed.role == form.cleaned_data["role"]
+            messages.success(request, _("New role of %(user)s: %(role)s.") % names if is_done else say_asked())
             return redirect("project", membership.project_id)
     return render(request, "accounts/role.html", {"membership": membership, "form": form})
 
