@@ -21,6 +21,7 @@ from cng_portal.monitoring.status import load_cluster_status
 from . import lock_admin  # noqa: F401
 from .backups import admin as backups_admin  # noqa: F401  # Django looks for admin classes in this module only.
 from .backups import automatic_admin  # noqa: F401
+from .drills import admin as drill_admin  # noqa: F401
 from .models import DiskImage, Operation, Snapshot
 from .monitoring.failures import FAILURE_WINDOW, group_failures
 from .monitoring.status import load_operation_status

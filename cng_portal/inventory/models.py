@@ -76,6 +76,17 @@ class Location(models.Model):
     active = models.BooleanField(_("active"), default=True)
     driver = models.CharField(_("storage driver"), max_length=32, default="local")
     driver_options = models.JSONField(_("storage driver options"), default=dict, blank=True)
+    encryption = models.CharField(
+        _("encryption at rest"),
+        max_length=200,
+        blank=True,
+        default="",
+        db_default="",
+        help_text=_(
+            "What encrypts the data in this location's storage, such as “LUKS on every disk”. Customers read it on the "
+            "pages of their volumes and snapshots. Empty: the pages say nothing."
+        ),
+    )
     # When its storage first answered. From then on, folders that are missing mean that it isn't mounted.
     storage_seen_at = models.DateTimeField(_("storage first seen"), null=True, editable=False)
     # When automatic backups run, and how many are kept.

@@ -365,7 +365,7 @@ class BackupLocationForm(LocationForm):
 class BackupLocationAdmin(LocationAdmin):
     form = BackupLocationForm
     fieldsets = [
-        (None, {"fields": ["code", "city", "country", "region", "active", "driver", "driver_options"]}),
+        (None, {"fields": ["code", "city", "country", "region", "active", "driver", "driver_options", "encryption"]}),
         (
             _("Automatic backups"),
             {

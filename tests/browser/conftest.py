@@ -47,7 +47,7 @@ def full_account(storage_root: Path) -> Membership:
     for name in ("Software", "Test"):
         MembershipFactory(user=member.user, project=ProjectFactory(customer=customer, name=name), role=Role.OWNER)
     buy_credits(customer=customer, amount_micro=99_455_790_000, reason="First purchase", by=None, key="first")
-    yangon = LocationFactory(code="1CNG-YGN-AZ01")
+    yangon = LocationFactory(code="1CNG-YGN-AZ01", encryption="LUKS on every disk")
     mandalay = LocationFactory(code="1CNG-MDY-AZ01", city="Mandalay")
     LocationFactory(code="1CNG-SIN-AZ01", city="Singapore", country="SG", region=Region.SOUTHEAST_ASIA)
     now = timezone.now()

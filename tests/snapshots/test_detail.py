@@ -12,6 +12,7 @@ from django.utils import timezone
 
 from billing.usage import close_segment, open_segment
 from cng_portal.accounts.models import Project, Role
+from cng_portal.inventory.models import Location
 from snapshots.models import DiskImage, Operation, Snapshot
 from tests.factories import (
     DiskImageFactory,
@@ -67,6 +68,17 @@ def charged(project: Project, hours: float, size_gb: int = 50) -> Snapshot:
         at=ready_at,
     )
     return snapshot
+
+
+def test_the_pages_say_what_the_provider_entered_about_encryption(client: Client, project: Project) -> None:
+    snapshot = SnapshotFactory(volume__project=project)
+    pages = [url(snapshot), reverse("snapshots:volume", args=[snapshot.volume_id])]
+    for page in pages:
+        assert "ncryption" not in client.get(page).text, "nothing is promised where nothing is entered"
+    Location.objects.update(encryption="LUKS on every disk <below>")
+    for page in pages:
+        text = client.get(page).text
+        assert "Encryption at rest" in text and "LUKS on every disk &lt;below&gt;" in text
 
 
 def test_the_page_states_the_facts(client: Client, project: Project) -> None:

@@ -19,13 +19,14 @@ from snapshots.drills.services import remove_leftovers, request_drill
 from snapshots.errors import InvalidState
 from snapshots.files import catalogue, cataloguing
 from snapshots.maintenance.fsck import check_location
-from snapshots.models import DiskImage, Drill, DrillCheck, Operation
+from snapshots.models import DiskImage, Drill, DrillCheck, DrillPlan, Operation
 from snapshots.operations import cancellation
 from snapshots.services import request_deletion, retry
 from snapshots.storage.local.driver import LocalDriver
 from snapshots.storage.registry import get_driver
 from tests.factories import ProjectFactory, UserFactory
 from tests.snapshots.disks import flip_byte
+from tests.snapshots.drills.records import record_drill
 from tests.snapshots.files.conftest import capture, project  # noqa: F401  # fixtures
 from tests.snapshots.files.images import MIB, blank, make_gpt, need, run
 
@@ -336,3 +337,18 @@ def test_cancelling_ends_a_drill(browser: Client, plain: DiskImage, member: User
     page = browser.get(reverse("snapshots:drill", args=[drill.pk])).content.decode()
     assert "proves nothing" in page and "It was cancelled." in page
     assert not Operation.objects.filter(kind=Operation.Kind.CLEAN_UP).exists()
+
+
+def test_the_support_desk_reads_drills_and_plans(
+    client_for: Callable[..., Client], plain: DiskImage, member: User
+) -> None:
+    drill = record_drill(plain.snapshot)
+    plan = DrillPlan.objects.create(volume=plain.volume, interval="weekly", next_at=timezone.now())
+    desk = client_for(UserFactory(admin=True))
+    listed = desk.get(reverse("admin:snapshots_drill_changelist"), {"q": plain.snapshot.name}).text
+    assert str(drill.pk) in listed and "Proven restorable" in listed
+    page = desk.get(reverse("admin:snapshots_drill_change", args=[drill.pk])).text
+    assert "48,211 files and folders" in page and "Partition 2" in page and 'name="_save"' not in page
+    assert desk.post(reverse("admin:snapshots_drill_delete", args=[drill.pk])).status_code == 403
+    assert plain.volume.name in desk.get(reverse("admin:snapshots_drillplan_changelist")).text
+    assert "Every week" in desk.get(reverse("admin:snapshots_drillplan_change", args=[plan.pk])).text
