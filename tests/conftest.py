@@ -70,8 +70,10 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 
 def pytest_make_parametrize_id(config: pytest.Config, val: object, argname: str) -> str | None:
     """Keep random UUIDs out of test names, because pytest-xdist requires the same names in all workers."""
+    if not isinstance(val, str | UUID):
+        return None
     name = UUIDS.sub("uuid", str(val))
-    return name if isinstance(val, str | UUID) and name != str(val) else None
+    return name if name != str(val) else None
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the marks
