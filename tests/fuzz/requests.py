@@ -149,9 +149,10 @@ def learn(role: str, world: SimpleNamespace) -> dict[str, list[Form]]:
     for who in (OUT, OWNER, ADMINISTRATOR) if role == ADMINISTRATOR else (OUT, OWNER):
         session = world.sessions[who][min(1, len(world.sessions[who]) - 1)]
         for name, parameters in PATTERNS.items():
-            if name.startswith("admin:") == (who == ADMINISTRATOR):
+            is_page = "GET" in METHODS.get(name, ["GET"])
+            if is_page and name.startswith("admin:") == (who == ADMINISTRATOR):
                 pages = 0
-                for url in list(addresses(name, parameters, world))[:12]:
+                for url in dict.fromkeys(addresses(name, parameters, world)):
                     response = ask(session, {"url": url})
                     if response.status_code == 200 and "html" in response.get("Content-Type", ""):
                         read(url, response.getvalue().decode(), learned)
