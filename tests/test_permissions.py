@@ -128,6 +128,7 @@ def world(storage_root: Path) -> SimpleNamespace:
     return SimpleNamespace(
         users=users,
         sessions=sessions,
+        clients={role: Client() for role in ROLES},  # a new one loads the middleware again
         customer=project.customer,
         project=project,
         snapshot=snapshot,
@@ -210,7 +211,8 @@ def url_of(row: Row, world: SimpleNamespace, **others: Any) -> str:
 
 def ask(url: str, role: str, method: str, world: SimpleNamespace) -> HttpResponse:
     """Return the response. The request's changes are rolled back, so that many requests share one world."""
-    client = Client()
+    client = world.clients[role]
+    client.cookies.clear()
     if role != OUT:
         client.cookies[settings.SESSION_COOKIE_NAME] = world.sessions[role]
     with transaction.atomic():
