@@ -12,11 +12,9 @@ FACTORS = [Authenticator.Type.TOTP, Authenticator.Type.WEBAUTHN]
 class AuthenticationBackend(auth_backends.AuthenticationBackend):
     def get_user(self, user_id: Any) -> User | None:
         """Return the signed-in user, annotated with `has_factor`: whether they have a second factor."""
-        user = (
-            User.objects.filter(pk=user_id)
-            .annotate(
-                has_factor=Exists(Authenticator.objects.filter(user=OuterRef("pk"), type__in=FACTORS)),
-            )
-            .first()
-        )
-        return user if user is not None and self.user_can_authenticate(user) else None
+        has_factor = Exists(Authenticator.objects.filter(user=OuterRef("pk"), type__in=FACTORS))
+        try:
+            user = User.objects.annotate(has_factor=has_factor).get(pk=user_id)
+        except User.DoesNotExist:
+            return None
+        return user if self.user_can_authenticate(user) else None
