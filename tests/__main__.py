@@ -1,6 +1,7 @@
-"""`make test`: run every test on SQLite, and those about locks and constraints on PostgreSQL too, if a server is installed.
+"""`make test`: run every test on SQLite, and beside it those about locks and constraints on PostgreSQL, if it is installed.
 
-The full run comes last, so that pytest's own summary is the last line. `make test-fast` passes the argument "fast".
+Many tests wait for a browser or another process, so there are more workers than cores. `make test-fast` passes the
+argument "fast".
 """
 
 import os
@@ -8,14 +9,16 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tests import chromium
 from tests.postgres import find_server_programs, postgres
 
 CLOCK = Path(__file__).parent / "clock"
-# Work stealing keeps both cores busy to the end, although one test takes a minute and most take a hundredth of a second.
-PYTEST = [sys.executable, "-m", "pytest", "--quiet", "-n", "2", "--dist", "worksteal"]
+CORES = os.cpu_count() or 1
 FAST = ["-m", "not browser and not slow", "--ignore", "tests/lab/openstack"]
 
 
@@ -24,10 +27,15 @@ def main() -> int:
     # a shell that runs this in the background ignores SIGINT, which the processes that tests interrupt would inherit
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.argv[1:] == ["fast"]:
-        return subprocess.call([*PYTEST, *FAST], env=environment())
+        return subprocess.call(pytest(CORES, *FAST), env=environment())
     bring_chromium()
-    results = [test_on_postgresql(), subprocess.call(PYTEST, env=environment())]
-    return max(results)
+    with testing_on_postgresql() as finish:
+        return max(subprocess.call(pytest(CORES + 1), env=environment()), finish())
+
+
+def pytest(workers: int, *arguments: str) -> list[str]:
+    """Return the command. Stealing work keeps the workers busy to the end: one test takes a minute, most milliseconds."""
+    return [sys.executable, "-m", "pytest", "--quiet", "-n", str(workers), "--dist", "worksteal", *arguments]
 
 
 def environment(database_url: str = "") -> dict[str, str]:
@@ -54,21 +62,48 @@ def bring_chromium() -> None:
     subprocess.call([*apt, "install", "-y", "--no-install-recommends", *missing], stdin=subprocess.DEVNULL)
 
 
-def test_on_postgresql() -> int:
-    command = [*PYTEST, "-m", "both_databases"]
+@contextmanager
+def testing_on_postgresql() -> Iterator[Callable[[], int]]:
+    """Start the tests on PostgreSQL. Yields a function that waits for them, prints their output and returns their status."""
+    command = pytest(CORES, "-m", "both_databases")
     server_url = os.environ.get("DATABASE_URL", "")
-    if server_url.startswith("postgres"):
-        print("PostgreSQL, the server that DATABASE_URL names:", flush=True)
-        return subprocess.call(command, env=environment(server_url))
     programs = find_server_programs()
-    if not programs:
+    if server_url.startswith("postgres"):
+        with beside(command, server_url, "PostgreSQL, the server that DATABASE_URL names:") as finish:
+            yield finish
+    elif programs:
+        with (
+            postgres(programs) as url,
+            beside(command, url, f"PostgreSQL, a server of {programs.parent} for these tests alone:") as finish,
+        ):
+            yield finish
+    else:
         print(
-            "The tests on PostgreSQL were left out, because there is no server. On Debian: apt-get install postgresql"
+            "The tests on PostgreSQL were left out, because there is no server. On Debian: apt-get install postgresql",
+            flush=True,
         )
-        return 0
-    with postgres(programs) as url:
-        print(f"PostgreSQL, a server of {programs.parent} for these tests alone:", flush=True)
-        return subprocess.call(command, env=environment(url))
+        yield lambda: 0
+
+
+@contextmanager
+def beside(command: list[str], database_url: str, title: str) -> Iterator[Callable[[], int]]:
+    """Run the command in the background. Its output is kept until the end, so that it doesn't mix with another's."""
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(
+            command, env=environment(database_url), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT
+        )
+
+        def finish() -> int:
+            status = process.wait()
+            output.seek(0)
+            print(title, output.read().decode(errors="replace"), sep="\n", end="", flush=True)
+            return status
+
+        try:
+            yield finish
+        finally:
+            process.terminate()  # if the other run was interrupted
+            process.wait()
 
 
 if __name__ == "__main__":
