@@ -86,7 +86,7 @@ def holds(image: Path, data: bytes) -> bool:
         while (position := next_data(file.fileno(), position)) < size:
             hole = os.lseek(file.fileno(), position, os.SEEK_HOLE)
             chunk = os.pread(file.fileno(), min(CHUNK, hole - position), position)
-            if chunk.strip(b"\0"):
+            if chunk != bytes(len(chunk)):
                 return False
             position += len(chunk)
     return True

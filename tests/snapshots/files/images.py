@@ -288,7 +288,8 @@ def copy_sparse(source: Path, target: int, offset: int, start: int = 0, size: in
     with open(source, "rb") as file:
         for at in range(start, end, MIB):
             file.seek(at)
-            if (block := file.read(min(MIB, end - at))).strip(b"\0"):
+            block = file.read(min(MIB, end - at))
+            if block != bytes(len(block)):
                 os.pwrite(target, block, offset + at - start)
 
 
