@@ -8,6 +8,7 @@ service again, in the name of who asked. Each app registers its actions.
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -20,12 +21,14 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
 from cng_portal.activity import services as activity
+from cng_portal.common.loops import for_each
 from cng_portal.common.templatetags.portal import minute
 
 from .models import Approval, Customer, Project, Role, User
 from .services import lock_customer
 
 VALID_FOR = timedelta(hours=72)
+BATCH_SIZE = 200
 TURN_OFF = "turn_off"
 
 # Sends `users`, `key`, `message`, which returns title and text, and `url`.
@@ -189,6 +192,22 @@ def decide(*, approval: Approval, outcome: str, by: User, at: datetime) -> Appro
         if not is_own:
             notify_decided(approval)
     return approval
+
+
+def expire_due(*, now: datetime) -> None:
+    """Close the requests that nobody has decided in time, and notify those who asked."""
+    due = Approval.objects.filter(outcome="", expires_at__lte=now).select_related("requested_by")
+    for_each(due[:BATCH_SIZE], partial(expire, now=now))
+
+
+def expire(approval: Approval, *, now: datetime) -> None:
+    def message() -> tuple[str, str]:
+        return _("Nobody decided your request"), _("%(what)s. Nothing was done.") % {"what": describe(approval)}
+
+    with transaction.atomic():
+        opened = Approval.objects.filter(pk=approval.pk, outcome="")
+        if opened.update(outcome=Approval.Outcome.EXPIRED, decided_at=now):
+            send(approval, [approval.requested_by], "expired", message)
 
 
 def record(action: str, approval: Approval, by: User) -> None:

@@ -167,7 +167,7 @@ def close_invitation(invitation: Invitation, *, at: datetime) -> bool:
 
 
 def accept(*, invitation: Invitation, user: User, at: datetime) -> Membership:
-    """Join the project in the role offered. A member keeps their role."""
+    """Join the project in the role offered, but not as an owner whom another has to approve. A member keeps their role."""
     with transaction.atomic():
         lock_customer(invitation.project.customer_id)
         acceptable = acceptable_invitations(at=at).filter(pk=invitation.pk)
@@ -175,8 +175,11 @@ def accept(*, invitation: Invitation, user: User, at: datetime) -> Membership:
             raise ActionRefused(_("Sign in with the address the invitation was sent to."))
         if not acceptable.update(accepted_at=at, accepted_by=user):
             raise ActionRefused(_("The invitation was used or revoked, or has expired. Ask for a new one."))
+        role = invitation.role
+        if role == Role.OWNER and Customer.objects.get(pk=invitation.project.customer_id).needs_approval:
+            role = Role.MEMBER  # It was sent before that was turned on.
         membership, _created = Membership.objects.get_or_create(
-            project=invitation.project, user=user, defaults={"role": invitation.role}
+            project=invitation.project, user=user, defaults={"role": role}
         )
         User.objects.filter(pk=user.pk, customer=None).update(customer=invitation.project.customer_id)
         activity.record(

@@ -17,7 +17,7 @@ from cng_portal.activity.models import Activity
 from cng_portal.mail.models import OutgoingMail
 from cng_portal.notifications.models import Notification
 from snapshots.errors import InvalidState
-from tests.factories import ApprovalFactory, MembershipFactory, ProjectFactory, UserFactory
+from tests.factories import ApprovalFactory, InvitationFactory, MembershipFactory, ProjectFactory, UserFactory
 from tests.snapshots.test_races import TAKERS, all_at_once
 
 pytestmark = pytest.mark.django_db
@@ -113,6 +113,17 @@ def test_an_expired_request_does_nothing(member: Membership, owner: User, second
     approval.refresh_from_db()
     assert approval.outcome == EXPIRED
     decide(ask(member, owner), APPROVED, second, after=timedelta(hours=71))
+
+
+def test_who_asked_is_told_once_that_nobody_decided(member: Membership, owner: User, second: User) -> None:
+    approval = ask(member, owner)
+    approvals.expire_due(now=NOW + timedelta(hours=71))
+    assert not Notification.objects.filter(user=owner).exists()
+    for _time in range(2):
+        approvals.expire_due(now=NOW + timedelta(hours=72))
+    approval.refresh_from_db()
+    assert (approval.outcome, approval.decided_by) == (EXPIRED, None)
+    assert Notification.objects.get(user=owner).title == "Nobody decided your request"
 
 
 def test_nobody_approves_their_own_request_and_no_member_does(member: Membership, owner: User, second: User) -> None:
@@ -233,6 +244,12 @@ def test_no_other_way_makes_or_removes_an_owner(member: Membership, owner: User,
     assert role_of(of_second) == Role.MEMBER
     roles.change_role(membership=member, role=Role.VIEWER, by=owner)
     assert role_of(member) == Role.VIEWER, "who isn't an owner and doesn't become one needs nobody"
+
+
+def test_an_earlier_invitation_makes_no_owner(owner: User, second: User, project: Project) -> None:
+    invitation = InvitationFactory(project=project, invited_by=owner, role=Role.OWNER)
+    invited = UserFactory(email=invitation.email)
+    assert roles.accept(invitation=invitation, user=invited, at=NOW).role == Role.MEMBER
 
 
 # --- turning it on and off ---------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from django.db import DatabaseError, close_old_connections
 from django.utils import timezone
 
 from billing import scheduling as billing
+from cng_portal.accounts import approvals
 from cng_portal.accounts.signin import attempts, factors, sessions
 from cng_portal.activity import services as activity
 from cng_portal.common.clock import database_now
@@ -140,6 +141,10 @@ def expire_snapshots() -> None:
     expiry.delete_expired(now=now)
 
 
+def expire_approvals() -> None:
+    approvals.expire_due(now=database_now())
+
+
 def empty_recycle_bin() -> None:
     now = database_now()
     recycle_bin.erase_due(now=now)
@@ -229,6 +234,7 @@ DUTIES = {
     tidy_up: 3600,
     check_storage: 60,
     expire_snapshots: 60,
+    expire_approvals: 60,
     empty_recycle_bin: 60,
     measure_storage: 900,
 }
