@@ -33,9 +33,11 @@ from snapshots.models import DiskImage, Operation, Snapshot, State
 from snapshots.storage.cinder import client
 from snapshots.storage.cinder.creation import name_of
 from snapshots.storage.contract import SnapshotRef, VolumeRef
-from snapshots.volumes import new_volumes
+from snapshots.volumes import new_volumes, recycle_bin
+from snapshots.volumes.services import request_volume_deletion
 from tests.factories import LocationFactory, MembershipFactory, OperationFactory, UserFactory
 from tests.lab.openstack.lab import Lab, wait_until
+from tests.lab.openstack.pool import Pool
 from tests.lab.openstack.stores import CinderStore
 from tests.snapshots.disks import run_active_operations, sell_everywhere
 from tests.snapshots.storage.contract import BEFORE, assert_holds
@@ -192,6 +194,55 @@ def test_a_volume_that_vanishes_is_marked_and_comes_back(
     assert gone.deleted_at is None
     database.execute("UPDATE volumes SET deleted = true WHERE id = %s", [goes.id])
     assert stays.id
+
+
+def test_a_volume_in_the_recycle_bin_that_a_listing_lacks_is_put_back_with_its_bytes(
+    location: Location,
+    cloud_project: CloudProject,
+    member: Membership,
+    other: Any,
+    database: Any,
+    pool: Pool,
+    settings: Any,
+) -> None:
+    settings.RECYCLE_BIN_DAYS = 7
+    item = make(other)
+    pool.write(item.id, BEFORE)
+    sync_location(location)
+    volume = request_volume_deletion(volume=Volume.objects.get(), user=member.user, confirmation="data")
+    assert volume.is_in_bin and other.get_volume(item.id).status == "available"
+    until = volume.bin_until
+
+    database.execute("UPDATE volumes SET deleted = true WHERE id = %s", [item.id])
+    assert sync_location(location).changes == {}
+    volume.refresh_from_db()
+    assert (volume.is_in_bin, volume.bin_until) == (True, until)
+
+    database.execute("UPDATE volumes SET deleted = false WHERE id = %s", [item.id])
+    assert sync_location(location).changes == {}
+    volume = recycle_bin.put_back(volume=volume, user=member.user)
+    assert (volume.state, volume.deleted_at) == (Volume.State.AVAILABLE, None)
+    assert sync_location(location).changes == {}
+    services.request_snapshot(source=volume, name="after the bin", user=member.user)
+    run_active_operations()
+    [disk] = DiskImage.objects.all()
+    for offset, data in BEFORE.items():
+        assert pool.read_snapshot(item.id, disk.backend_ref, offset, len(data)) == data
+
+
+def test_a_volume_that_the_cloud_deleted_while_it_was_in_the_recycle_bin_is_marked_once_it_is_put_back(
+    location: Location, cloud_project: CloudProject, member: Membership, other: Any, settings: Any
+) -> None:
+    settings.RECYCLE_BIN_DAYS = 7
+    item = make(other)
+    sync_location(location)
+    volume = request_volume_deletion(volume=Volume.objects.get(), user=member.user, confirmation="data")
+    unmake(other, "volume", item)
+    assert sync_location(location).changes == {}
+    volume = recycle_bin.put_back(volume=volume, user=member.user)
+    assert sync_location(location).changes == {"volumes_gone": 1}
+    volume.refresh_from_db()
+    assert volume.deleted_at and not volume.is_in_bin
 
 
 @pytest.mark.parametrize("charged", [False, True], ids=["free", "charged"])
