@@ -26,12 +26,14 @@ from cng_portal.accounts.models import Act, ApplicationCredential, Project, Role
 from cng_portal.accounts.signin.sessions import get_address
 from cng_portal.common import preferences
 from cng_portal.common.decorators import factor_not_required
+from cng_portal.common.log_context import get_request_id
 from cng_portal.inventory.models import Location
 
 from ... import errors
 
 logger = structlog.stdlib.get_logger(__name__)
 
+JSON = "application/json"
 MAX_BODY = 64 * 1024
 MIN_VERSION, MAX_VERSION = (3, 0), (3, 40)
 # Cinder's names of its errors.
@@ -41,7 +43,7 @@ FAULTS = {
     403: "forbidden",
     404: "itemNotFound",
     405: "badMethod",
-    406: "notAcceptable",
+    406: "computeFault",
     409: "conflictingRequest",
     413: "overLimit",
     500: "computeFault",
@@ -168,7 +170,7 @@ def respond_keystone(status: int, message: str) -> JsonResponse:
 
 
 def accepted(content: dict[str, Any] | None = None) -> HttpResponse:
-    return HttpResponse(status=202) if content is None else JsonResponse(content, status=202)
+    return HttpResponse(status=202, content_type=JSON) if content is None else JsonResponse(content, status=202)
 
 
 def fault_of(error: Exception) -> Fault:
@@ -203,9 +205,15 @@ def public(**handlers: Handler) -> Handler:
             result = handler(request, **kwargs)
         except Exception as error:
             result = respond(fault_of(error))
-        return result if isinstance(result, HttpResponse) else JsonResponse(result)
+        response = to_response(result)
+        response["X-OpenStack-Request-Id"] = f"req-{get_request_id()}"  # OpenStack's clients show it with an error.
+        return response
 
     return view
+
+
+def to_response(result: HttpResponse | dict[str, Any]) -> HttpResponse:
+    return result if isinstance(result, HttpResponse) else JsonResponse(result)
 
 
 def authenticated(handler: Handler) -> Handler:
@@ -244,12 +252,15 @@ def of_project(**handlers: Handler) -> Handler:
 
     def in_project(handler: Handler) -> Handler:
         def wrapper(call: Call, location: str, project: str, **kwargs: Any) -> Any:
-            call.location = Location.objects.filter(pk=location).first()
-            if call.location is None or parse_id(project) != call.project.pk:
-                raise not_found(_("The project or region"))
-            call.version = read_version(call.request)
-            result = handler(call, **kwargs)
-            response = result if isinstance(result, HttpResponse) else JsonResponse(result)
+            try:
+                call.version = read_version(call.request)
+                check_version(call.version)
+                call.location = Location.objects.filter(pk=location).first()
+                if call.location is None or parse_id(project) != call.project.pk:
+                    raise not_found(_("The project or region"))
+                response = to_response(handler(call, **kwargs))
+            except Exception as error:
+                response = respond(fault_of(error))
             response["OpenStack-API-Version"] = f"volume {to_text(call.version)}"
             patch_vary_headers(response, ["OpenStack-API-Version"])
             return response
@@ -264,7 +275,7 @@ def to_text(version: tuple[int, int]) -> str:
 
 
 def read_version(request: HttpRequest) -> tuple[int, int]:
-    """Return the microversion that the client asked for, 3.0 by default. Raises a 406 for one that isn't served."""
+    """Return the microversion that the client asked for, 3.0 by default."""
     for part in request.headers.get("OpenStack-API-Version", "").split(","):
         service, _space, text = part.strip().partition(" ")
         if service != "volume":
@@ -274,15 +285,18 @@ def read_version(request: HttpRequest) -> tuple[int, int]:
         major, _dot, minor = text.partition(".")
         if not (major.isdecimal() and minor.isdecimal() and len(text) < 10):
             raise bad_request(_("“%(version)s” is not a version.") % {"version": text})
-        version = (int(major), int(minor))
-        if not MIN_VERSION <= version <= MAX_VERSION:
-            raise Fault(
-                406,
-                _("Version %(version)s is not supported by the API. Minimum is %(minimum)s and maximum is %(maximum)s.")
-                % {"version": text, "minimum": to_text(MIN_VERSION), "maximum": to_text(MAX_VERSION)},
-            )
-        return version
+        return int(major), int(minor)
     return MIN_VERSION
+
+
+def check_version(version: tuple[int, int]) -> None:
+    """Raise a 406 for a microversion that isn't served."""
+    if not MIN_VERSION <= version <= MAX_VERSION:
+        raise Fault(
+            406,
+            _("Version %(version)s is not supported by the API. Minimum is %(minimum)s and maximum is %(maximum)s.")
+            % {"version": to_text(version), "minimum": to_text(MIN_VERSION), "maximum": to_text(MAX_VERSION)},
+        )
 
 
 def parse_id(text: str) -> UUID | None:

@@ -19,7 +19,6 @@ TYPE: dict[str, Any] = {
     "description": None,
     "is_public": True,
     "os-volume-type-access:is_public": True,
-    "qos_specs_id": None,
     "extra_specs": {},
 }
 

@@ -7,11 +7,11 @@ from django.db.models import Q, QuerySet
 from django.utils.http import urlencode
 from django.utils.translation import gettext as _
 
-from .calls import Call, bad_request, parse_id
+from .calls import Call, bad_request, not_found, parse_id
 
 MAX_ROWS = 1000
 # Sent by clients that also work for administrators; here they change nothing.
-IGNORED = {"all_tenants", "project_id", "with_count"}
+IGNORED = {"all_tenants", "project_id"}
 
 
 def parse_filters(call: Call, filters: dict[str, Callable[[str], Q]]) -> Q:
@@ -54,7 +54,7 @@ def page_of(call: Call, rows: QuerySet[Any], keys: dict[str, str]) -> tuple[list
     if marker := call.query.get("marker"):
         last = rows.filter(pk=parse_id(marker)).values_list(field, "pk").first()
         if last is None:
-            raise bad_request(_("The marker “%(marker)s” could not be found.") % {"marker": marker})
+            raise not_found(_("The marker “%(marker)s”") % {"marker": marker[:100]})
         comparison = "lt" if is_descending else "gt"
         after = Q(**{f"{field}__{comparison}": last[0]}) | Q(**{field: last[0], f"pk__{comparison}": last[1]})
         rows = rows.filter(after)

@@ -2,7 +2,7 @@
 
 from datetime import datetime
 
-from django.db.models import OuterRef, QuerySet, Subquery
+from django.db.models import OuterRef, QuerySet, Subquery, UUIDField
 from django.utils.translation import gettext as _
 
 from cng_portal.inventory.models import Volume
@@ -15,11 +15,16 @@ STATUS_OF_OPERATION = {Operation.Kind.EXTEND_VOLUME: "extending", Operation.Kind
 
 
 def volumes_of(call: Call) -> QuerySet[Volume]:
-    """Return the volumes, deleted ones too, with what changes them now as `active_kind`."""
+    """Return the volumes, deleted ones too.
+
+    With what changes each now as `active_kind`, and the snapshot that it was made from as `made_from`.
+    """
     active = Operation.objects.active().filter(volume=OuterRef("pk"), kind__in=list(STATUS_OF_OPERATION))
     visible = Volume.objects.visible_to(call.user).filter(project=call.project, location=call.location)
+    made = Operation.objects.filter(volume=OuterRef("pk"), kind=Operation.Kind.NEW_VOLUME)
     return visible.select_related("project__customer", "vm").annotate(
-        active_kind=Subquery(active.order_by("pk").values("kind")[:1])
+        active_kind=Subquery(active.order_by("pk").values("kind")[:1]),
+        made_from=Subquery(made.order_by("pk").values("snapshot")[:1], output_field=UUIDField()),
     )
 
 

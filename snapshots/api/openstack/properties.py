@@ -69,7 +69,8 @@ def set_one(call: Call, key: str, **ids: str) -> dict[str, Any]:
     added = clean_metadata(read_body(call, "meta")["meta"])
     if added.keys() != {key}:
         raise bad_request(_("The body must be an object with “%(key)s” alone.") % {"key": key})
-    return {"meta": change_metadata(target=target, user=call.user, add=added)}
+    change_metadata(target=target, user=call.user, add=added)
+    return {"meta": added}
 
 
 def remove_one(call: Call, key: str, **ids: str) -> HttpResponse:

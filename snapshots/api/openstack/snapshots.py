@@ -7,6 +7,7 @@ from uuid import UUID
 from django.db.models import Q
 from django.http import HttpResponse
 from django.utils import timezone
+from django.utils.translation import gettext as _
 
 from billing.pricing.prices import PriceList
 from cng_portal.accounts.models import Act
@@ -18,12 +19,14 @@ from ...models import Operation, Snapshot, State
 from ...recycle_bin import goes_to_bin
 from ...views.common import price_of
 from ..metadata import PREFIX, clean_metadata, with_price
-from .calls import Call, accepted, of_project, parse_id
+from .calls import Call, accepted, bad_request, of_project, parse_id
 from .lists import page_of, parse_filters
 from .lookups import cinder_time, get_snapshot, get_volume, snapshots_of
 
 SORT_KEYS = {"created_at": "created_at", "name": "name_key", "size": "size_gb", "volume_size": "size_gb", "id": "id"}
 RELATED = ("project__customer", "location", "run__schedule")
+# What OpenStack takes for a boolean.
+BOOLEANS = {"", "true", "t", "yes", "y", "on", "1", "false", "f", "no", "n", "off", "0"}
 USABLE = Q(state=State.READY, missing_since=None, damaged_at=None)
 FILTER_STATUS = {
     "creating": Q(state__in=[State.PENDING, State.CREATING]),
@@ -71,15 +74,19 @@ def describe_all(snapshots: Iterable[Snapshot], call: Call, *, detailed: bool = 
             "metadata": with_price(row.metadata, price_of(row, prices) if prices else None)
             | ({f"{PREFIX}locked_until": str(cinder_time(locks[row.pk].until))} if row.pk in locks else {}),
         }
-        if call.version >= (3, 14):
-            content["group_snapshot_id"] = None
         if detailed:
+            content = with_group(content, call)
             content["os-extended-snapshot-attributes:project_id"] = row.project_id.hex
             content["os-extended-snapshot-attributes:progress"] = (
                 progress.get(row.pk, "0%") if content["status"] == "creating" else "100%"
             )
         result.append(content)
     return result
+
+
+def with_group(content: dict[str, Any], call: Call) -> dict[str, Any]:
+    """Add what only the list without details lacks."""
+    return content | ({"group_snapshot_id": None} if call.version >= (3, 14) else {})
 
 
 def progress_of(snapshots: list[Snapshot]) -> dict[UUID, str]:
@@ -93,8 +100,9 @@ def progress_of(snapshots: list[Snapshot]) -> dict[UUID, str]:
     }
 
 
-def answer(call: Call, snapshot_id: UUID | str) -> dict[str, Any]:
-    return {"snapshot": describe_all([get_snapshot(call, str(snapshot_id))], call)[0]}
+def answer(call: Call, snapshot_id: UUID | str, *, detailed: bool = False) -> dict[str, Any]:
+    [content] = describe_all([get_snapshot(call, str(snapshot_id))], call, detailed=detailed)
+    return {"snapshot": with_group(content, call)}
 
 
 # --- handlers --------------------------------------------------------------------------------------------------------
@@ -116,7 +124,7 @@ def list_details(call: Call) -> dict[str, Any]:
 
 
 def show_snapshot(call: Call, snapshot_id: str) -> dict[str, Any]:
-    return answer(call, snapshot_id)
+    return answer(call, snapshot_id, detailed=True)
 
 
 def create_snapshot(call: Call) -> HttpResponse:
@@ -124,7 +132,11 @@ def create_snapshot(call: Call) -> HttpResponse:
     # `force` allows volumes that are in use, as the portal always does.
     values = call.read("snapshot", volume_id=str, name=str, description=str, metadata=dict, force=(bool, str))
     call.require(Act.SNAPSHOT)
-    volume = get_volume(call, values.get("volume_id", ""))
+    if "volume_id" not in values:
+        raise bad_request(_("Give the ID of the volume."))
+    if str(values.get("force", "")).lower() not in BOOLEANS:
+        raise bad_request(_("“force” must be true or false."))
+    volume = get_volume(call, values["volume_id"])
     snapshot = services.request_snapshot(
         source=volume,
         name=values.get("name") or checks.suggest_name(volume, at=timezone.now()),
@@ -139,6 +151,8 @@ def update_snapshot(call: Call, snapshot_id: str) -> dict[str, Any]:
     snapshot = get_snapshot(call, snapshot_id)
     values = call.read("snapshot", name=str, description=str)
     call.require(Act.SNAPSHOT)
+    if not values:
+        raise bad_request(_("Give a name or a description."))
     note = clean_note(values["description"]) if "description" in values else None
     if "name" in values and values["name"] != snapshot.name:
         services.rename_snapshot(snapshot=snapshot, user=call.user, name=values["name"])

@@ -14,7 +14,7 @@ from cng_portal.inventory.models import Volume
 
 from ...errors import InvalidState
 from ...labels import change_labels, clean_note
-from ...restores import request_restore
+from ...restores import irreversible_reasons, request_restore
 from ...volumes import services
 from ...volumes.charges import quote_volumes
 from ...volumes.new_volumes import request_new_volume
@@ -76,7 +76,7 @@ def describe(volume: Any, call: Call, quote: Quote | None) -> dict[str, Any]:
                 "attached_at": None,
             }
         ]
-    return {
+    content = {
         **name_only(volume, call),
         "status": status_of(volume),
         "size": volume.size_gb,
@@ -85,7 +85,7 @@ def describe(volume: Any, call: Call, quote: Quote | None) -> dict[str, Any]:
         "updated_at": cinder_time(volume.available_at),
         "description": volume.note or None,
         "volume_type": VOLUME_TYPE,
-        "snapshot_id": None,
+        "snapshot_id": volume.made_from and str(volume.made_from),
         "source_volid": None,
         "consistencygroup_id": None,
         "metadata": with_price(volume.metadata, quote),
@@ -97,6 +97,7 @@ def describe(volume: Any, call: Call, quote: Quote | None) -> dict[str, Any]:
         "replication_status": None,
         "os-vol-tenant-attr:tenant_id": volume.project_id.hex,
     }
+    return content | ({"group_id": None} if call.version >= (3, 13) else {})
 
 
 def name_only(volume: Any, call: Call) -> dict[str, Any]:
@@ -114,8 +115,9 @@ def describe_all(volumes: Iterable[Volume], call: Call) -> list[dict[str, Any]]:
 
 def answer(call: Call, volume: Volume) -> dict[str, Any]:
     """Describe the volume as it is now."""
-    current = volumes_of(call).filter(pk=volume.pk)
-    return {"volume": describe_all(current, call)[0]}
+    [content] = describe_all(volumes_of(call).filter(pk=volume.pk), call)
+    del content["os-vol-tenant-attr:tenant_id"]  # Cinder doesn't repeat it to who changes a volume.
+    return {"volume": content}
 
 
 # --- handlers --------------------------------------------------------------------------------------------------------
@@ -243,6 +245,8 @@ def revert_volume(call: Call, volume: Volume) -> HttpResponse:
     snapshot = get_snapshot(call, values.get("snapshot_id", ""))
     if snapshot.volume_id != volume.pk:
         raise bad_request(_("The snapshot was taken of another volume."))
+    if reason := irreversible_reasons([snapshot]).get(snapshot.pk):
+        raise bad_request(reason)
     try:
         request_restore(snapshot=snapshot, user=call.user, confirmation=volume.name)
     except InvalidState as error:

@@ -4,6 +4,8 @@ OS_CLIENT_CONFIG_FILE is the lab's clouds.yaml, in the lab's folder.
 """
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
         "filterwarnings", "ignore::Warning:openstack"
     )  # it emits a deprecation warning about itself
 
+
+STORAGE = {"cinder": {"driver": "snapshots.storage.cinder.CinderDriver", "options": {"cloud": "demo"}}}
 
 if TYPE_CHECKING:
     from snapshots.storage.cinder import CinderDriver
@@ -86,3 +90,18 @@ def store(driver: "CinderDriver", cinder: Any, pool: "Pool") -> "CinderStore":
     from tests.lab.openstack.stores import CinderStore
 
     return CinderStore(driver, cinder, pool)
+
+
+@pytest.fixture
+def cinder_storage(settings: Any, storage_root: Path) -> None:
+    """Settings in which the engine `cinder` is the lab's."""
+    settings.STORAGE = settings.STORAGE | STORAGE
+
+
+@pytest.fixture
+def worker(cinder_storage: None, process_environment: dict[str, str]) -> Iterator[None]:
+    """A worker process on this test's database and the lab's Cinder."""
+    process = subprocess.Popen([sys.executable, "manage.py", "worker", "--interval", "0.2"], env=process_environment)
+    yield
+    process.terminate()
+    assert process.wait(60) == 0

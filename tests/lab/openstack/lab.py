@@ -505,6 +505,7 @@ class Lab:
                         "rbd_user": "cinder",
                         "rbd_pool": "volumes",
                         "rados_connect_timeout": 10,
+                        "max_over_subscription_ratio": 1000,  # the guide's volumes have 50 GB, of which 3 MiB are written
                     },
                     "database": {"connection": f"{database}/cinder"},
                     "oslo_concurrency": {"lock_path": self.cinder_conf.parent / "lock"},

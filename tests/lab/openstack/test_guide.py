@@ -1,11 +1,5 @@
 """The customer guide on a real Cinder, with the data through librbd."""
 
-import json
-import subprocess
-import sys
-from collections.abc import Iterator
-from typing import Any
-
 import pytest
 
 from cng_portal.accounts.models import Membership
@@ -17,22 +11,6 @@ from tests.snapshots.disks import sell_everywhere
 from tests.snapshots.storage.contract import new_volume
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-STORAGE = {"cinder": {"driver": "snapshots.storage.cinder.CinderDriver", "options": {"cloud": "demo"}}}
-
-
-@pytest.fixture
-def cinder_storage(settings: Any, storage_root: Any) -> None:
-    settings.STORAGE = STORAGE
-
-
-@pytest.fixture
-def worker(cinder_storage: None, process_environment: dict[str, str]) -> Iterator[None]:
-    environment = process_environment | {"STORAGE": json.dumps(STORAGE)}
-    process = subprocess.Popen([sys.executable, "manage.py", "worker", "--interval", "0.2"], env=environment)
-    yield
-    process.terminate()
-    assert process.wait(60) == 0
 
 
 @pytest.fixture

@@ -194,7 +194,8 @@ def test_a_snapshot_is_renamed_labelled_and_deleted(
     }
     assert api("DELETE", f"{path}/metadata/a").status_code == 200
     assert api("DELETE", f"{path}/metadata/a").status_code == 404
-    assert api("PUT", f"{path}/metadata/c", {"meta": {"c": "3"}}).status_code == 200
+    assert api("PUT", f"{path}/metadata/c", {"meta": {"c": "3"}}).json() == {"meta": {"c": "3"}}
+    assert message_of(api("PUT", path, {"snapshot": {}}), 400, "badRequest")
     shown = api.get(f"{path}/metadata")["metadata"]
     assert properties({"metadata": shown}) == {"b": "2", "c": "3"}
     # What a client read with prices and sends back
@@ -231,6 +232,7 @@ def test_volumes_are_created_grown_changed_reverted_and_deleted(api: Api, volume
     assert copy["volume"]["size"] == 1
     run_active_operations()
     copied = api.get(f"/volumes/{copy['volume']['id']}")["volume"]
+    assert copied["snapshot_id"] == taken
     assert (copied["status"], properties(copied)) == ("available", {"a": "1"})
     assert api("POST", f"/volumes/{empty}/action", {"os-extend": {"new_size": 3}}).status_code == 202
     assert api.get(f"/volumes/{empty}")["volume"]["status"] == "extending"
@@ -280,13 +282,14 @@ def test_lists_are_filtered_ordered_and_continue_by_key(api: Api, volume: Volume
     for query in (
         "colour=red",
         "limit=many",
-        f"marker={uuid4()}",
-        "marker=x",
+        "with_count=true",
         "sort=colour",
         "sort=name:up",
         "offset=2",
     ):
         assert message_of(api("GET", f"/snapshots/detail?{query}"), 400, "badRequest")
+    for marker in (uuid4(), "x"):
+        assert message_of(api("GET", f"/snapshots/detail?marker={marker}"), 404, "itemNotFound")
 
 
 def test_only_volumes_and_snapshots_of_the_project_and_region_exist(api: Api, volume: Volume) -> None:
@@ -367,6 +370,8 @@ def test_a_credential_does_only_what_it_is_allowed_and_a_viewers_nothing(
         ("POST", "/snapshots", {"volume_id": "{pk}"}, 400, "“snapshot” alone"),
         ("POST", "/snapshots", [], 400, "must be a JSON object"),
         ("POST", "/snapshots", {"snapshot": {"name": "x" * 70_000}}, 413, "more than 65536 bytes"),
+        ("POST", "/snapshots", {"snapshot": {"volume_id": "{pk}", "force": "perhaps"}}, 400, "true or false"),
+        ("POST", "/snapshots", {"snapshot": {"name": "x"}}, 400, "Give the ID of the volume"),
         ("POST", "/volumes", {"volume": {"name": "x"}}, 400, "Give the size"),
         ("POST", "/volumes", {"volume": {"size": 0}}, 400, "whole number of GB"),
         ("POST", "/volumes", {"volume": {"size": True}}, 400, "wrong type"),
@@ -404,7 +409,10 @@ def test_a_served_microversion_is_answered_with_itself(header: str, answer: str,
 
 
 def test_other_microversions_are_refused(api: Api) -> None:
-    for header, status, fault in (("volume 3.41", 406, "notAcceptable"), ("volume x", 400, "badRequest")):
+    refused = api("GET", "/limits", **{"OpenStack-API-Version": "volume 3.41"})
+    assert refused["OpenStack-API-Version"] == "volume 3.41" and "OpenStack-API-Version" in refused["Vary"]
+    assert refused["X-OpenStack-Request-Id"] == f"req-{refused['X-Request-ID']}"
+    for header, status, fault in (("volume 3.41", 406, "computeFault"), ("volume x", 400, "badRequest")):
         assert message_of(api("GET", "/limits", **{"OpenStack-API-Version": header}), status, fault)
 
 
