@@ -31,6 +31,7 @@ urlpatterns = [
     path("help/", include("snapshots.help_urls")),
     path("", include("snapshots.urls")),
     path("", include("snapshots.api.openstack.urls")),
+    path("api/v1/", include("snapshots.api.v1.urls")),
     path("", include("cng_portal.accounts.urls")),
     path("profile/", include("cng_portal.activity.urls")),
     path("profile/api/", include("snapshots.api.page_urls")),

@@ -1,5 +1,8 @@
 """Why an action was refused. The message is for the customer: what happened, what it means, what to do."""
 
+from datetime import datetime
+from math import ceil
+
 from billing.pricing.prices import Quote
 
 
@@ -24,7 +27,15 @@ class QuotaExceeded(ActionRefused):
 
 
 class RateLimited(ActionRefused):
-    """The account has made too many such requests within the last hour."""
+    """The account has made too many such requests within the last hour. `retry_at` is when one is possible again."""
+
+    def __init__(self, message: str, retry_at: datetime | None = None) -> None:
+        super().__init__(message)
+        self.retry_at = retry_at
+
+    def retry_after(self, now: datetime) -> int:
+        """Return after how many whole seconds to try again, a minute if that isn't known."""
+        return max(1, ceil((self.retry_at - now).total_seconds())) if self.retry_at else 60
 
 
 class OutOfSpace(ActionRefused):

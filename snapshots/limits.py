@@ -231,7 +231,7 @@ def check_rate_limit(customer_id: UUID, kind: Operation.Kind, more: int = 1) -> 
     """Raise RateLimited unless `more` operations fit. The caller must hold the customer's lock."""
     if retry_at := next_allowed(customer_id, kind, now=timezone.now(), more=more):
         logger.warning("operation.rate_limited", kind=str(kind))
-        raise RateLimited(explain_rate_limit(kind, retry_at))
+        raise RateLimited(explain_rate_limit(kind, retry_at), retry_at)
 
 
 def next_allowed(customer_id: UUID, kind: str, *, now: datetime, more: int = 1) -> datetime | None:

@@ -92,6 +92,7 @@ PAGES = [
     Page(gettext_lazy("Sessions"), "accounts:sessions"),
     Page(gettext_lazy("Sign-in history"), "accounts:sign_ins"),
     Page(gettext_lazy("API and application credentials"), "api:credentials"),
+    Page(gettext_lazy("API reference"), "api:reference"),
     Page(gettext_lazy("Activity log"), "activity:log"),
     Page(gettext_lazy("Approvals by a second owner"), "accounts:approvals"),
     Page(gettext_lazy("Limits"), "snapshots:limits"),

@@ -36,7 +36,7 @@ BILLS = SIGNED_IN | {VIEWER: MISSING, MEMBER: MISSING, ADMINISTRATOR: MISSING}
 BILL = BILLS | {STRANGER: MISSING}
 # For objects of the fixtures' viewer: not even an owner reaches another user's.
 ONESELF = SIGNED_IN | dict.fromkeys((STRANGER, MEMBER, OWNER, ADMINISTRATOR), MISSING)
-# Whoever is signed in to the portal, the API asks for a token of its own: test_openstack.py has what each credential may do.
+# Whoever is signed in to the portal, an API asks for a token of its own: tests/snapshots/api/ has what each may do.
 BY_TOKEN, BAD_REQUEST = dict.fromkeys(ROLES, "401"), dict.fromkeys(ROLES, "400")
 # Of a member: an owner of the project revokes it, too.
 REVOKE_CREDENTIAL = ONESELF | {MEMBER: OK, OWNER: OK, VIEWER: MISSING}
@@ -262,6 +262,7 @@ TABLE: dict[str, list[Row]] = {
         ),
         Row("accounts:decide_approval", "Approve or refuse a request", BILL, "POST", query="?outcome=refuse"),
         Row("api:credentials", "List application credentials, and read how to use the API", SIGNED_IN),
+        Row("api:reference", "Read the reference of the portal's own API", SIGNED_IN),
         Row("api:new_credential", "Create an application credential", CHANGE_OWN, BOTH),
         Row("api:revoke", "Revoke an application credential", REVOKE_CREDENTIAL, BOTH, {"credential_id": "credential"}),
         Row("activity:log", "View the activity log", SIGNED_IN),
@@ -328,6 +329,23 @@ TABLE: dict[str, list[Row]] = {
         Row("openstack:zones", "List availability zones", BY_TOKEN),
         Row("openstack:types", "List volume types", BY_TOKEN),
         Row("openstack:volume_type", "View a volume type", BY_TOKEN),
+        Row("v1:openapi", "Read the schema of the portal's own API", EVERYONE),
+        Row("v1:api-root", "Nothing: the root of the portal's own API", NOBODY, BOTH),
+        Row("v1:locations", "List locations with prices", BY_TOKEN),
+        Row("v1:quotes", "Ask what a size costs", BY_TOKEN),
+        Row("v1:volumes", "List volumes", BY_TOKEN),
+        Row("v1:volume", "View a volume", BY_TOKEN),
+        Row("v1:snapshots", "List snapshots and backups; take one", BY_TOKEN, "GET POST"),
+        Row("v1:snapshot", "View, change or delete a snapshot", BY_TOKEN, "GET PATCH DELETE"),
+        Row("v1:recycle_bin", "List the recycle bin", BY_TOKEN),
+        Row("v1:put_back", "Put a snapshot back", BY_TOKEN, "POST"),
+        Row("v1:restore", "Restore a snapshot", BY_TOKEN, "POST"),
+        Row("v1:lock", "Lock a snapshot", BY_TOKEN, "PUT"),
+        Row("v1:operations", "List operations", BY_TOKEN),
+        Row("v1:operation", "View the progress of an operation", BY_TOKEN),
+        Row("v1:usage", "List the project's usage", BY_TOKEN),
+        Row("v1:invoices", "List invoices with the project's share", BY_TOKEN),
+        Row("v1:activity", "List the project's activity", BY_TOKEN),
     ],
     "Help": [
         Row("help:index", "Read the guide", SIGNED_IN),
@@ -410,7 +428,7 @@ a 404. An **administrator** is a stranger to projects, too, and works in Django 
 
 ✓ allowed (for URLs without an object: on the user's own data); empty: redirected to sign-in; 403: the response names the
 missing role; 404: the object's existence is hidden; token: the session of a browser gives no access, only a token does, of a
-credential that has one role in one project. `tests/snapshots/api/test_openstack.py` holds what each credential may do.
+credential that has one role in one project. `tests/snapshots/api/` holds what each credential may do.
 """
 
 FIELDS = """\

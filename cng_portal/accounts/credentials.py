@@ -52,6 +52,11 @@ def has_role(user: User, project_id: UUID, role: str) -> bool:
     return own is not None and RANKS.index(Role(own)) >= RANKS.index(Role(role))
 
 
+def may(credential: ApplicationCredential, act: Act) -> bool:
+    """Return whether the credential has the permission and a role that can use it. Services check the user's own role."""
+    return act in credential.acts and RANKS.index(Role(credential.role)) >= RANKS.index(Role.MEMBER)
+
+
 # --- creating and revoking -------------------------------------------------------------------------------------------
 
 

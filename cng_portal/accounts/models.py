@@ -431,11 +431,11 @@ class Invitation(models.Model):
 class Act(models.TextChoices):
     """What an application credential may do besides reading."""
 
-    SNAPSHOT = "snapshot", _("Take, rename and label snapshots")
+    SNAPSHOT = "snapshot", _("Take, rename, label, lock and put back snapshots")
     VOLUME = "volume", _("Create, grow, rename and label volumes")
     RESTORE = "restore", _("Restore volumes, and create volumes from snapshots")
     DELETE = "delete", _("Delete snapshots and volumes")
-    BILL = "bill", _("See prices")
+    BILL = "bill", _("See prices and, as an owner, the project's usage and invoices")
 
 
 class ApplicationCredentialQuerySet(models.QuerySet["ApplicationCredential"]):
@@ -494,6 +494,28 @@ class ApplicationCredential(models.Model):
     @property
     def act_labels(self) -> list[str]:
         return [str(act.label) for act in Act if act in self.acts]
+
+
+class IdempotencyKey(models.Model):
+    """A write of a program, by the key that the program gave it. See snapshots/api/v1/idempotency.py.
+
+    `answer` is what it answered, None while it is processed.
+    """
+
+    credential = models.ForeignKey(
+        ApplicationCredential, on_delete=models.CASCADE, related_name="idempotency_keys", db_index=False
+    )
+    key = models.CharField(max_length=255)
+    request_hash = models.CharField(max_length=64)
+    answer = models.JSONField(null=True)
+    created_at = models.DateTimeField(default=timezone.now)
+
+    class Meta:
+        indexes = [models.Index(fields=["created_at"], name="accounts_idempotency_by_age")]
+        constraints = [models.UniqueConstraint(fields=["credential", "key"], name="accounts_idempotency_key_once")]
+
+    def __str__(self) -> str:
+        return self.key
 
 
 class Submission(models.Model):

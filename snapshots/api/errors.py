@@ -14,11 +14,13 @@ from cng_portal.common import full_disk
 from cng_portal.common.log_context import get_request_id
 
 from .openstack.calls import respond_cinder, respond_keystone
+from .v1.problems import respond_plain
 
 # By the beginning of the path.
 SHAPES: dict[str, Callable[[int, str], HttpResponse]] = {
     "/identity": respond_keystone,
     "/volume/": respond_cinder,
+    "/api/": respond_plain,
 }
 
 

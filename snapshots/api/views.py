@@ -22,6 +22,7 @@ from cng_portal.accounts.signin import confirmation
 from cng_portal.inventory.models import Location, Volume
 
 from .forms import CredentialForm
+from .v1.reference import build_reference
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +51,10 @@ COMMANDS = """\
 openstack volume list
 openstack volume snapshot create --volume {volume} first-snapshot
 openstack volume snapshot list
+"""
+START = """\
+export ID={id} SECRET=1cng_…
+curl -u "$ID:$SECRET" "{base}/api/v1/locations"
 """
 
 
@@ -90,6 +95,14 @@ def credentials(request: HttpRequest) -> HttpResponse:
     ]
     context = {"rows": rows, "can_create": bool(user.changeable_project_ids), **setup_context(user)}
     return render(request, "api/credentials.html", context)
+
+
+@require_safe
+def reference(request: HttpRequest) -> HttpResponse:
+    """Document /api/v1, from its schema."""
+    own = ApplicationCredential.objects.present().filter(user=request.user).order_by("-created_at").first()
+    start = START.format(id=own.pk.hex if own else "…", base=settings.PORTAL_URL)
+    return render(request, "api/reference.html", build_reference(settings.PORTAL_URL) | {"start": start})
 
 
 @never_cache

@@ -16,7 +16,7 @@ from django.db import connection
 from django.utils.translation import gettext as _
 from psycopg.conninfo import make_conninfo
 
-from cng_portal.accounts.models import ApplicationCredential
+from cng_portal.accounts.models import ApplicationCredential, IdempotencyKey
 from cng_portal.mail.models import OutgoingMail
 
 from .archive import CHUNK, BackupError
@@ -35,7 +35,7 @@ def secret_tables() -> list[str]:
     """Return the tables whose rows a backup leaves out, because they grant access: sessions, links that confirm an
     address, one-time codes (in the cache), unsent e-mails with such links, and application credentials.
     """
-    models = (Session, UserSession, EmailConfirmation, OutgoingMail, ApplicationCredential)
+    models = (Session, UserSession, EmailConfirmation, OutgoingMail, IdempotencyKey, ApplicationCredential)
     cache: Any = settings.CACHES["default"]
     return [*(model._meta.db_table for model in models), cache["LOCATION"]]
 

@@ -222,6 +222,7 @@ def of_snapshots(member: Membership) -> Screens:
         "machine-long": Screen(reverse("snapshots:machine", args=[huge.vm_id])),
         "limits": Screen("/profile/limits/"),
         "api": Screen(reverse("api:credentials")),
+        "api-reference": Screen(reverse("api:reference")),
         "api-new": Screen(reverse("api:new_credential")),
         "api-new-wrong": Screen(reverse("api:new_credential"), submit),
         "api-created": Screen(reverse("api:new_credential"), create_credential),

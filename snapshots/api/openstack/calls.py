@@ -21,8 +21,8 @@ from django.utils.cache import patch_vary_headers
 from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
 
-from cng_portal.accounts.credentials import RANKS, read_token, record_use
-from cng_portal.accounts.models import Act, ApplicationCredential, Project, Role, User
+from cng_portal.accounts.credentials import may, read_token, record_use
+from cng_portal.accounts.models import Act, ApplicationCredential, Project, User
 from cng_portal.accounts.signin.sessions import get_address
 from cng_portal.common import preferences
 from cng_portal.common.decorators import factor_not_required
@@ -50,7 +50,6 @@ FAULTS = {
     503: "serviceUnavailable",
     507: "computeFault",
 }
-RATE_LIMIT_SECONDS = 60
 STATUS_OF_REFUSALS = [
     (errors.RateLimited, 413),
     (errors.QuotaExceeded, 413),
@@ -99,8 +98,8 @@ class Call:
         return self.credential.project
 
     def require(self, act: Act) -> None:
-        """Raise a 403 unless the credential may do this. Services check the user's own role."""
-        if act not in self.credential.acts or RANKS.index(Role(self.credential.role)) < RANKS.index(Role.MEMBER):
+        """Raise a 403 unless the credential may do this."""
+        if not may(self.credential, act):
             logger.info("credential.refused", credential=str(self.credential.pk), act=act.value)
             raise Fault(
                 403,
@@ -181,7 +180,7 @@ def fault_of(error: Exception) -> Fault:
         case errors.NameTaken(suggestion=suggestion) if suggestion:
             return Fault(409, str(error))
         case errors.RateLimited():
-            return Fault(413, str(error), **{"Retry-After": str(RATE_LIMIT_SECONDS)})
+            return Fault(413, str(error), **{"Retry-After": str(error.retry_after(timezone.now()))})
         case errors.ActionRefused():
             return Fault(next(code for kind, code in STATUS_OF_REFUSALS if isinstance(error, kind)), str(error))
         case PermissionDenied():

@@ -26,6 +26,7 @@ from cng_portal.monitoring.leases import acquire_lease, release_lease
 from cng_portal.monitoring.models import Process
 from cng_portal.notifications import services as notifications
 from snapshots import expiry, labels, recycle_bin, scrub
+from snapshots.api.v1 import idempotency
 from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.cloudsync import sync
@@ -182,6 +183,9 @@ def tidy_up() -> None:
     def delete_notifications() -> None:
         notifications.delete_old(now=now)
 
+    def delete_idempotency_keys() -> None:
+        idempotency.delete_old(now=now)
+
     def delete_mails() -> None:
         mail.delete_old(now=now)
 
@@ -202,6 +206,7 @@ def tidy_up() -> None:
             encrypt_factors,
             delete_drafts,
             delete_notifications,
+            delete_idempotency_keys,
             delete_mails,
             delete_activity,
             delete_unused_tags,

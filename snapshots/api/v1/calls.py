@@ -1,0 +1,251 @@
+"""What every handler of /api/v1 stands on: who calls, what the credential may do, ETags, and pages of lists.
+
+There is no session: a cookie gives no access, so CSRF can't happen.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from functools import wraps
+from hashlib import sha256
+from typing import Any, cast
+from uuid import UUID
+
+import structlog
+from django.db import transaction
+from django.db.models import Model, QuerySet
+from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
+from django.shortcuts import get_object_or_404
+from django.utils import timezone
+from django.utils.translation import gettext as _
+from ninja import Field, Schema
+from ninja.security import APIKeyHeader, HttpBasicAuth, HttpBearer
+
+from billing.access import billed_customer
+from billing.pricing.prices import Quote
+from cng_portal.accounts.credentials import may, read_token, record_use, sign_in
+from cng_portal.accounts.models import Act, ApplicationCredential, Customer, Project, Role, User
+from cng_portal.accounts.services import lock_customer
+from cng_portal.accounts.signin.sessions import get_address
+from cng_portal.common import preferences
+from cng_portal.common.ids import parse_uuid
+from cng_portal.common.money import to_decimal
+from cng_portal.common.pages import Order
+
+from .idempotency import once
+from .problems import Problem, invalid
+
+logger = structlog.stdlib.get_logger(__name__)
+
+MAX_BODY = 64 * 1024
+MAX_ROWS = 100
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request of a valid credential: `request.auth`. It reaches the user's objects in the credential's project."""
+
+    request: HttpRequest
+    credential: ApplicationCredential
+    at: datetime
+
+    @property
+    def user(self) -> User:
+        return self.credential.user
+
+    @property
+    def project(self) -> Project:
+        return self.credential.project
+
+    @property
+    def sees_prices(self) -> bool:
+        return Act.BILL in self.credential.acts
+
+    def require(self, act: Act) -> None:
+        """Raise a 403 unless the credential may do this."""
+        if not may(self.credential, act):
+            logger.info("credential.refused", credential=str(self.credential.pk), act=act.value)
+            raise Problem(
+                403,
+                _("This credential doesn't have the permission “%(act)s”. Create one that has, in the portal.")
+                % {"act": act.label},
+            )
+
+    def require_prices(self) -> None:
+        if not self.sees_prices:
+            self.require(Act.BILL)
+
+    def get_billed_customer(self) -> Customer:
+        """Return the project's customer. Raises a 403 for a lower role, and a 404 where the pages show no bills."""
+        self.require(Act.BILL)
+        if self.credential.role != Role.OWNER:
+            raise Problem(403, _("Usage and invoices need a credential with the role Owner."))
+        customer = billed_customer(self.user)
+        if customer is None or customer.pk != self.project.customer_id:
+            raise Http404
+        return customer
+
+
+def call_of(request: HttpRequest) -> Call:
+    return cast(Call, request.auth)  # type: ignore[attr-defined]
+
+
+# --- authentication ----------------------------------------------------------------------------------------------------
+
+
+def begin(request: HttpRequest, credential: ApplicationCredential | None, at: datetime) -> Call | None:
+    if credential is None:
+        logger.warning("credential.rejected")
+        return None
+    record_use(credential, address=get_address(request), at=at)
+    if any("\0" in text for text in (request.path, *request.GET.values())):  # PostgreSQL refuses it in queries
+        raise Problem(400, _("The URL contains a null character."))
+    length = request.META.get("CONTENT_LENGTH") or "0"
+    if not length.isdecimal() or int(length) > MAX_BODY:
+        raise Problem(413, _("The body has more than %(limit)s bytes.") % {"limit": MAX_BODY})
+    return Call(request, credential, at)
+
+
+def use_token(request: HttpRequest, token: str | None) -> Call | None:
+    at = timezone.now()
+    return begin(request, read_token(token, address=get_address(request), at=at)[0], at) if token else None
+
+
+class Bearer(HttpBearer):
+    def authenticate(self, request: HttpRequest, token: str) -> Call | None:
+        return use_token(request, token)
+
+
+class Token(APIKeyHeader):
+    param_name = "X-Auth-Token"
+
+    def authenticate(self, request: HttpRequest, key: str | None) -> Call | None:
+        return use_token(request, key)
+
+
+class Secret(HttpBasicAuth):
+    """The credential's ID and secret themselves, as `curl -u` sends them."""
+
+    def authenticate(self, request: HttpRequest, username: str, password: str) -> Call | None:
+        at, pk = timezone.now(), parse_uuid(username)
+        return begin(request, sign_in(pk, password, address=get_address(request), at=at) if pk else None, at)
+
+
+# --- handlers ----------------------------------------------------------------------------------------------------------
+
+
+def framed(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse unknown arguments of the URL, write times as the user reads them, and do each write once."""
+
+    @wraps(handler)
+    def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
+        call = call_of(request)
+        filters = kwargs.get("filters")
+        unknown = request.GET.keys() - (type(filters).model_fields.keys() if filters else ())
+        if unknown:
+            name = min(unknown)
+            raise invalid(name, _("“%(name)s” is not an argument of this URL.") % {"name": name})
+
+        def answer() -> HttpResponse:
+            result = handler(request, *args, **kwargs)
+            return result if isinstance(result, HttpResponse) else JsonResponse(result)
+
+        with preferences.localized_for(call.user):
+            if request.method == "GET":
+                return answer()
+            return once(request, call.credential, answer, at=call.at)
+
+    return wrapper
+
+
+def get_or_404(rows: QuerySet[Any], pk: UUID) -> Any:
+    return get_object_or_404(rows, pk=pk)
+
+
+def etag_of(content: dict[str, Any]) -> str:
+    """Return the ETag of what is stored, without what changes by itself."""
+    stored = {name: value for name, value in content.items() if name not in ("price", "progress")}
+    return f'"{sha256(repr(sorted(stored.items())).encode()).hexdigest()[:32]}"'
+
+
+def with_etag(content: dict[str, Any], *, status: int = 200, **headers: str) -> JsonResponse:
+    return JsonResponse(content, status=status, headers={"ETag": etag_of(content), **headers})
+
+
+def check_match(request: HttpRequest, content: dict[str, Any]) -> None:
+    """Raise a 412 if the request has If-Match, and it isn't the ETag of the content."""
+    wanted = request.headers.get("If-Match", "*")
+    current = etag_of(content)
+    if wanted.strip() != "*" and current not in [part.strip() for part in wanted.split(",")]:
+        raise Problem(
+            412, _("The object has changed since you read it. Read it again."), "changed", headers={"ETag": current}
+        )
+
+
+@contextmanager
+def unchanged(call: Call, describe: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    """Run the body while nobody else changes the customer's objects, if the request has If-Match and that matches."""
+    if "If-Match" not in call.request.headers:
+        yield
+        return
+    with transaction.atomic():
+        lock_customer(call.project.customer_id)
+        check_match(call.request, describe())
+        yield
+
+
+# --- lists -------------------------------------------------------------------------------------------------------------
+
+
+class Paging(Schema):
+    limit: int = Field(20, ge=1, le=MAX_ROWS, description="How many rows, at most 100.")
+    cursor: str = Field("", max_length=400, description="`next` of the page before.")
+    fields: str = Field(
+        "", max_length=400, description="The fields wanted, separated by commas; all by default. `id` always comes."
+    )
+
+
+def page_of(
+    rows: QuerySet[Any],
+    order: Order,
+    paging: Paging,
+    describe: Callable[[list[Any]], list[dict[str, Any]]],
+    model: type[Schema],
+) -> dict[str, Any]:
+    """Return a page of the list as {"items": […], "next": cursor or None}."""
+    wanted = parse_fields(paging.fields, model)
+    if paging.cursor:
+        cursor = order.read_cursor(cast(type[Model], rows.model), paging.cursor)
+        if cursor is None:
+            raise invalid("cursor", _("This isn't a cursor of this list."))
+        rows = rows.filter(order.after(*cursor))
+    page = list(rows.order_by(*order.fields())[: paging.limit + 1])
+    more, page = len(page) > paging.limit, page[: paging.limit]
+    items = describe(page)
+    if wanted:
+        items = [{name: value for name, value in item.items() if name in wanted} for item in items]
+    return {"items": items, "next": order.cursor_of(page[-1]) if more else None}
+
+
+def parse_fields(text: str, model: type[Schema]) -> set[str]:
+    """Return the names of the fields, none for all. Raises a 422 for one that the model doesn't have."""
+    names = {name.strip() for name in text.split(",") if name.strip()}
+    if unknown := names - model.model_fields.keys():
+        raise invalid("fields", _("“%(name)s” is not a field.") % {"name": min(unknown)})
+    return names | {"id"} if names else set()
+
+
+def price(quote: Quote | None) -> dict[str, str] | None:
+    if quote is None:
+        return None
+    return {
+        "hourly": amount(quote.hourly_micro),
+        "monthly": amount(quote.monthly_micro),
+        "currency": quote.currency,
+    }
+
+
+def amount(micro: int) -> str:
+    """Return the amount as a decimal number without trailing zeros."""
+    return f"{to_decimal(micro).normalize():f}"
