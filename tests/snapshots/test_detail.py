@@ -1,11 +1,12 @@
 """The page of a snapshot: facts, cost, operations that refresh themselves, and permissions."""
 
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from html import unescape
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
+import time_machine
 from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
@@ -110,8 +111,12 @@ def test_damage_is_shown_prominently(client: Client, project: Project) -> None:
     assert "Block 12 does not have the bytes that were captured." in page
 
 
-def test_the_price_is_shown_with_its_formula_and_the_cost_so_far(client: Client, project: Project) -> None:
-    page = text_of(client, charged(project, hours=2.75))
+# Hours in two months would be two lines.
+@time_machine.travel(datetime(2026, 11, 18, 9, tzinfo=UTC), tick=False)
+def test_the_price_is_shown_with_its_formula_and_the_cost_so_far(
+    project: Project, client_for: Callable[..., Client]
+) -> None:
+    page = text_of(client_for(UserFactory(member_of=project)), charged(project, hours=2.75))
 
     assert '<span class="price-amount">K 20.00</span>' in page
     assert "50 GB × K 0.4000 = K 20.00 an hour" in page
