@@ -8,9 +8,10 @@ from django.db import IntegrityError, transaction
 from django.utils import timezone
 
 from billing.balance import credit_runway, get_balance, require_cover
-from billing.charges import cost_so_far, costs_so_far
+from billing.charges import cost_so_far, costs_so_far, total_charged
+from billing.closing import close_months
 from billing.errors import InsufficientCredit, NotSold, Refused
-from billing.models import BillingCycle, Package, PriceVersion, ServiceKind, UsageSegment
+from billing.models import BillingCycle, InvoiceLine, Package, PriceVersion, ServiceKind, UsageSegment
 from billing.pricing.packages import create_package, retire_package, set_price
 from billing.pricing.prices import PriceList, get_quote
 from billing.usage import change_usage, close_segment, open_segment, rename_resource
@@ -108,6 +109,21 @@ def test_a_customer_is_priced_by_the_packages_of_their_currency(shop):
     create_package(location=shop.location, kind=KIND, currency="USD", rate_micro=200, starts_at=since)
     assert get_quote(customer=dollars, **quote).summary == "$ 0.01 / Hour / 50 GB"
     assert get_quote(customer=shop.customer, **quote).hourly_micro == 20_000_000
+
+
+def test_each_customer_of_a_location_is_charged_by_the_package_of_their_currency(shop):
+    project = ProjectFactory(customer__currency="USD")
+    since = datetime(2020, 1, 1, tzinfo=UTC)
+    create_package(location=shop.location, kind=KIND, currency="USD", rate_micro=200, starts_at=since)
+    open_usage(shop)
+    open_usage(shop, resource_id=uuid4(), project=project)
+    at = START + timedelta(hours=2, minutes=30)
+    assert total_charged(customer=shop.customer, at=at) == 3 * 50 * 400_000
+    assert total_charged(customer=project.customer, at=at) == 3 * 50 * 200
+    close_months(at=START + timedelta(days=40))
+    lines = InvoiceLine.objects.filter(month="2040-11-01")
+    rates = {(line.invoice.currency, line.rate_micro) for line in lines.select_related("invoice")}
+    assert rates == {("MMK", 400_000), ("USD", 200)}
 
 
 def test_a_package_has_a_currency_of_iso_4217(shop):
