@@ -59,6 +59,7 @@ def run(database: str, url: str, programs: Path | None = None) -> int:
         "NEW_VOLUMES_PER_HOUR": "0",
         "VERIFICATIONS_PER_HOUR": "0",
         "VOLUME_EXTENSIONS_PER_HOUR": "0",
+        "DRILLS_PER_HOUR": "0",
         "EMAIL_URL": f"filemail:///{folder}/mails",
         "CHAOS_SEED": seed,
         "CHAOS_SMALL_STORAGE": str(int(mounted)),

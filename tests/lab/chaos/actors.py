@@ -55,6 +55,9 @@ failures: list[str] = []
 slowest: list[float] = [0.0]
 # What a successful response confirmed, and must therefore be true afterwards: (what, ID).
 promises: list[tuple[str, str]] = []
+# IDs of what a user asked to put back from the recycle bin or to erase, whether or not there was an answer.
+asked_back: set[str] = set()
+asked_erased: set[str] = set()
 
 
 class Form(NamedTuple):
@@ -89,7 +92,7 @@ class FormReader(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         attributes = {name: value or "" for name, value in attrs}
         name, kind = attributes.get("name", ""), attributes.get("type", "")
-        if tag == "form":
+        if tag == "form" and attributes.get("method", "").lower() == "post":
             self.open = Form(attributes.get("action") or self.path, {})
             self.forms.append(self.open)
         if self.open is None or "disabled" in attributes:
@@ -119,6 +122,11 @@ class FormReader(HTMLParser):
             self.select = ""
         elif tag == "textarea":
             self.textarea = ""
+
+
+def id_of(path: str, *, before: int = 1) -> str:
+    """Return the ID in a path, which ends with it or has it `before` the end."""
+    return path.strip("/").split("/")[-before]
 
 
 class Actor(threading.Thread):
@@ -274,6 +282,7 @@ class Customer(Actor):
         seldom = [self.restore, self.restore_machine, self.undo, self.new_volume, self.new_machine, self.rename]
         seldom += [self.verify, self.retry, self.pin, self.read_notifications, self.invite, self.revoke_invitation]
         seldom += [self.create_backup, self.edit_backup, self.pause_backup, self.resume_backup, self.delete_schedule]
+        seldom += [self.lock, self.lift_lock, self.put_back, self.put_back, self.erase, self.delete_volume, self.drill]
         seldom += [self.sign_out_and_in]
         self.actions = 3 * often + 2 * [self.run_backup_now, self.cancel, self.write, self.write] + seldom
 
@@ -395,6 +404,65 @@ class Customer(Actor):
         if answer.status == 302:
             promises.append(("cancelled", path.split("/")[2]))
         return answer.status == 302
+
+    # locks, the recycle bin, drills
+
+    def lock(self) -> bool | None:
+        """Lock a snapshot or backup, or lengthen its lock, until the end of one of the next days."""
+        path = self.a_snapshot()
+        if not path:
+            return None
+        day = (portal.portal_time() + timedelta(days=self.random.choice([1, 2, 3]))).date()
+        answers = {"day": day, "mode": self.random.choice(["governance", "compliance"]), "cooling_off_hours": 1}
+        page = self.ask(f"{path}lock/?{urlencode(answers)}")
+        answer = self.fill(page, f"{path}lock/")
+        if answer is None:
+            return None
+        if answer.status == 302:
+            promises.append(("locked", id_of(path)))
+        return answer.status == 302
+
+    def lift_lock(self) -> bool | None:
+        path = self.a_snapshot()
+        return self.confirm(f"{path}lift-lock/", reason="The storm is over") if path else None
+
+    def in_bin(self, action: str) -> str:
+        """Return the page of an action on something in the recycle bin, or an empty string."""
+        path = self.random.choice(["/recycle-bin/", "/recycle-bin/volumes/"])
+        return self.choose(path, rf'href="({path}{UUID}/{action}/)"')
+
+    def put_back(self) -> bool | None:
+        path = self.in_bin("put-back")
+        if not path:
+            return None
+        asked_back.add(id_of(path, before=2))
+        return self.confirm(path)
+
+    def erase(self) -> bool | None:
+        path = self.in_bin("delete")
+        if not path:
+            return None
+        asked_erased.add(id_of(path, before=2))
+        outcome = self.confirm(path)
+        if outcome:
+            promises.append(("erased", id_of(path, before=2)))
+        return outcome
+
+    def delete_volume(self) -> bool | None:
+        """Delete a volume, but not one of those from the start, which the machines write to."""
+        own = {f"/volumes/{volume.pk}/" for volume in self.volumes}
+        others = [path for path in self.ask("/volumes/").find(rf'href="(/volumes/{UUID}/)"') if path not in own]
+        if not others:
+            return None
+        path = self.random.choice(others)
+        outcome = self.confirm(f"{path}delete/")
+        if outcome:
+            promises.append(("volume deleted", id_of(path)))
+        return outcome
+
+    def drill(self) -> bool | None:
+        path = self.a_snapshot()
+        return self.ask(f"{path}drill/", {}).status == 302 if path else None
 
     def retry(self) -> bool | None:
         paths = self.ask("/").find(rf'"(/operations/{UUID}/retry/)"')[:3]

@@ -22,7 +22,20 @@ from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import AutomaticBackupSwitch, VirtualMachine, Volume
 from cng_portal.notifications.models import Notification
 from snapshots.backups.planning import MAX_STEPS
-from snapshots.models import BackupRun, BackupSchedule, DeletionCause, DiskImage, Kind, Operation, Snapshot, State
+from snapshots.models import (
+    BackupRun,
+    BackupSchedule,
+    DeletionCause,
+    DiskImage,
+    Drill,
+    DrilledDisk,
+    Kind,
+    Operation,
+    Snapshot,
+    SnapshotLock,
+    State,
+)
+from snapshots.usage_check import check_usage
 
 from . import actors, disks, portal
 
@@ -61,7 +74,7 @@ def no_operation_is_active() -> Iterator[str]:
 
 
 def snapshots_have_the_captured_bytes() -> Iterator[str]:
-    """A ready snapshot holds what its volume, or the volume it was copied from, held at one instant."""
+    """A snapshot, also in the recycle bin, holds what its volume, or the one it was copied from, held at one instant."""
     made_from = dict(
         Operation.objects.filter(kind=Operation.Kind.NEW_VOLUME).values_list("volume", "disk__volume").distinct()
     )
@@ -70,21 +83,30 @@ def snapshots_have_the_captured_bytes() -> Iterator[str]:
         stamps = disks.written[str(volume_id)]
         return stamps | ever_had(made_from[volume_id]) if volume_id in made_from else stamps
 
-    for disk in DiskImage.objects.filter(snapshot__state=State.READY).select_related("snapshot"):
+    whole = Q(snapshot__state=State.READY) | Q(snapshot__bin_until__isnull=False)
+    for disk in DiskImage.objects.filter(whole).select_related("snapshot"):
         stamp = disks.read_stamp(portal.STORAGE / disk.snapshot.location_id / "snapshots" / str(disk.pk) / "disk.img")
-        checked["disks of Ready snapshots"] += 1
+        checked["disks of snapshots"] += 1
         if stamp not in ever_had(disk.volume_id):
             yield f"{disk.snapshot} has bytes that its volume never had together: {stamp!r}"
 
 
 def charges_are_lives() -> Iterator[str]:
-    """Each snapshot that became Ready was charged once, from then until its deletion was accepted, and nothing else was."""
+    """Each snapshot that became Ready was charged once, from then until its deletion was accepted, and nothing else was.
+
+    What was put back is charged in pieces, which `check_usage` compares with the activity log.
+    """
+    yield from check_usage(timezone.now())
+    put_back = set(Activity.objects.filter(action="snapshot.put_back").values_list("target_id", flat=True))
     segments = collections.defaultdict(list)
     for segment in UsageSegment.objects.exclude(kind=ServiceKind.VM_BACKUP_AUTOMATIC):
         segments[segment.resource_id].append(segment)
         checked["usage segments"] += 1
     for snapshot in Snapshot.objects.select_related("run__schedule"):
         charged = segments.pop(snapshot.pk, [])
+        if str(snapshot.pk) in put_back:
+            yield from charged_twice(snapshot, charged)
+            continue
         # once its run is replaced, a backup no longer shows whether it was automatic
         is_detached = snapshot.kind == Kind.BACKUP and not hasattr(snapshot, "run")
         if len(charged) != (snapshot.ready_at is not None and snapshot.is_charged) and not (
@@ -99,6 +121,13 @@ def charges_are_lives() -> Iterator[str]:
                 yield f"{snapshot} was charged as {segment.kind} of {segment.size_gb} GB"
     for resource in segments:
         yield f"{resource} was charged and never existed"
+
+
+def charged_twice(snapshot: Snapshot, segments: list[UsageSegment]) -> Iterator[str]:
+    ordered = sorted((segment for segment in segments if not segment.voided), key=lambda segment: segment.started_at)
+    for segment, following in zip(ordered, ordered[1:], strict=False):
+        if segment.ended_at is None or segment.ended_at > following.started_at:
+            yield f"{snapshot} was charged twice from {following.started_at}"
 
 
 def switches_are_charged() -> Iterator[str]:
@@ -168,7 +197,8 @@ def retention_is_respected() -> Iterator[str]:
         if last is None or last.state != BackupRun.State.DONE:
             continue
         checked["schedules whose backups were counted"] += 1
-        copies = Snapshot.objects.filter(run__schedule=schedule, is_pinned=False, state=State.READY).count()
+        copies = Snapshot.objects.filter(run__schedule=schedule, is_pinned=False, state=State.READY)
+        copies = copies.exclude(locks__in=SnapshotLock.objects.active()).count()
         if copies > schedule.retention_count:
             yield f"{schedule} keeps {copies} backups instead of {schedule.retention_count}"
         if last.snapshot is None or last.snapshot.state != State.READY:
@@ -194,6 +224,48 @@ def newest_backups_exist() -> Iterator[str]:
                 yield f"{schedule} has deleted run {run.number}, {backup.pk}, without a newer one that was done then"
 
 
+def no_lock_was_broken() -> Iterator[str]:
+    """What is locked is Ready with all its disks, and only a user has lifted a lock."""
+    for lock in SnapshotLock.objects.select_related("snapshot"):
+        checked["locks"] += 1
+        if lock.lifted_at:
+            if not Activity.objects.filter(action="snapshot.lift_lock", target_id=str(lock.snapshot_id)).exists():
+                yield f"the lock of {lock.snapshot} was lifted by nobody"
+        elif lock.until > timezone.now():
+            disks_left = lock.snapshot.disks.count()
+            if lock.snapshot.state != State.READY or not disks_left:
+                yield f"{lock.snapshot} is locked until {lock.until}, and {lock.snapshot.state} with {disks_left} disks"
+
+
+def nothing_was_erased_early() -> Iterator[str]:
+    """What users deleted is in the recycle bin until a user erases it. Nobody's time there is over."""
+    erased = Snapshot.objects.filter(
+        state=State.DELETED, bin_until=None, deletion_cause=DeletionCause.USER, ready_at__isnull=False
+    )
+    for snapshot in erased:
+        if str(snapshot.pk) not in actors.asked_erased:
+            yield f"{snapshot} was erased although nobody asked for it"
+    # A new volume that failed has no data, and no deletion was requested.
+    for volume in Volume.objects.filter(delete_requested_at__isnull=False, bin_until=None):
+        if str(volume.pk) not in actors.asked_erased:
+            yield f"{volume} was erased although nobody asked for it"
+    checked["snapshots in the recycle bin"] += Snapshot.objects.in_bin().count()
+    for volume in Volume.objects.in_bin():
+        checked["volumes in the recycle bin"] += 1
+        if not disks.image(volume).exists():
+            yield f"{volume} is in the recycle bin without its data"
+
+
+def drills_are_over() -> Iterator[str]:
+    """Every drill has ended, none found damage that isn't there, and no temporary volume is left."""
+    for drill in Drill.objects.select_related("snapshot"):
+        checked["drills"] += 1
+        if drill.finished_at is None or drill.result == Drill.Result.FAILED:
+            yield f"the drill of {drill.snapshot} has the result {drill.result or 'none'}"
+    for drilled in DrilledDisk.objects.filter(removed_at=None):
+        yield f"the temporary volume {drilled.pk} of a drill was not removed"
+
+
 def planned_too_far(now: datetime) -> list[BackupSchedule]:
     """Return the schedules whose next run was planned by a clock that was ahead, and wasn't corrected."""
     planned = BackupSchedule.objects.present().filter(next_run_at__isnull=False)
@@ -217,7 +289,8 @@ def actions_are_logged() -> Iterator[str]:
     for kind, snapshot_id, volume_id in Operation.objects.foreground().values_list("kind", "snapshot", "volume"):
         area = "snapshot" if snapshot_id else "volume"
         happened[f"{area}.{kind}", str(snapshot_id or volume_id)] += 1
-    cancelled = Operation.objects.filter(state=Operation.State.CANCELLED).values_list(
+    # Those with an error ended because their snapshot was deleted.
+    cancelled = Operation.objects.filter(state=Operation.State.CANCELLED, error="").values_list(
         "pk", "kind", "snapshot", "volume", "volume__vm"
     )
     # the volumes of a new machine are cancelled together
@@ -280,7 +353,17 @@ def promises_were_kept() -> Iterator[str]:
 PROMISES: dict[str, Callable[[str], bool]] = {
     "taken": lambda pk: Snapshot.objects.filter(pk=pk).exists(),
     "cancelled": lambda pk: Operation.objects.filter(pk=pk, state=Operation.State.CANCELLED).exists(),
-    "deleted": lambda pk: Snapshot.objects.filter(pk=pk, state__in=[State.DELETING, State.DELETED]).exists(),
+    "deleted": lambda pk: (
+        pk in actors.asked_back or Snapshot.objects.filter(pk=pk, state__in=[State.DELETING, State.DELETED]).exists()
+    ),
+    "erased": lambda pk: (
+        Snapshot.objects.filter(pk=pk, state=State.DELETED, bin_until=None).exists()
+        or Volume.objects.filter(pk=pk, delete_requested_at__isnull=False, bin_until=None).exists()
+    ),
+    "volume deleted": lambda pk: (
+        pk in actors.asked_back or Volume.objects.filter(pk=pk, delete_requested_at__isnull=False).exists()
+    ),
+    "locked": lambda pk: SnapshotLock.objects.filter(snapshot=pk).exists(),
     "scheduled": lambda pk: BackupSchedule.objects.filter(pk=pk).exists(),
     "schedule deleted": lambda pk: BackupSchedule.objects.filter(pk=pk, deleted_at__isnull=False).exists(),
     "joined": lambda email: Membership.objects.filter(user__email__iexact=email).exists(),
@@ -337,6 +420,9 @@ CHECKS = [
     ledger_sums_to_zero,
     retention_is_respected,
     newest_backups_exist,
+    no_lock_was_broken,
+    nothing_was_erased_early,
+    drills_are_over,
     actions_are_logged,
     requesters_were_notified,
     promises_were_kept,
