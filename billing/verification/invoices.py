@@ -121,9 +121,9 @@ def check_lines(
                 f"millionths, recomputed {recomputed[0]} h for {recomputed[1]}"
             )
         elif charge:
-            period = (charge.first, _end(charge, ends[key[1]])) if key[1] in ends else None
+            periods = [(charge.first, end) for end in _ends(charge, ends[key[1]])] if key[1] in ends else []
             for own_line in own:
-                differs = period and own_line.period not in (None, period)
+                differs = periods and own_line.period not in (None, *periods)
                 if differs or own_line.rate_micro != charge.rate_micro:
                     yield f"line {own_line.line.pk} ({segment.resource_name}): its period or rate differs from the usage"
     yield from _check_overlaps(lines)
@@ -145,12 +145,15 @@ class CorrectedLine:
             self.period = None
 
 
-def _end(charge: Charge, month_ends_at: datetime) -> datetime:
-    """Return the end of the last hour, or of the usage if it ends within that hour."""
-    ended_at = charge.segment.ended_at
-    if ended_at is not None and ended_at < month_ends_at and ended_at <= charge.last + HOUR:
-        return ended_at
-    return charge.last + HOUR
+def _ends(charge: Charge, month_ends_at: datetime) -> list[datetime]:
+    """Return where its line may end: with its last hour, or with the usage if that ends within the hour.
+
+    A line keeps the first of them if the end was reported after the invoice.
+    """
+    last_hour_ends_at, ended_at = charge.last + HOUR, charge.segment.ended_at
+    if ended_at is not None and ended_at < month_ends_at and ended_at <= last_hour_ends_at:
+        return [last_hour_ends_at, ended_at]
+    return [last_hour_ends_at]
 
 
 def _check_overlaps(lines: Sequence[InvoiceLine]) -> Iterator[str]:

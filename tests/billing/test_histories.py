@@ -500,6 +500,21 @@ def test_sql_and_python_give_the_same_lines(history: History):
         transaction.set_rollback(True)
 
 
+def test_an_end_inside_the_last_hour_of_an_invoiced_month_may_be_reported_late():
+    """Its line was written while the usage ran, so it ends with the paid hour. The end changes no amount."""
+    month_end = datetime(2040, 4, 30, 17, 30, tzinfo=UTC)  # in Yangon
+    start, reported = month_end - timedelta(seconds=1), month_end + timedelta(days=6)
+    player = Player(History("Asia/Yangon", [(EPOCH - timedelta(days=30), 400_000)]))
+    player.deliver(Event(start, start, 1, KIND, "open", 50))
+    closing.close_months(at=month_end + timedelta(days=1))
+    player.deliver(Event(start, reported, 1, KIND, "close", repeats=2))
+    closing.close_months(at=reported + timedelta(days=30))
+    assert [(line.from_at, line.to_at, line.hours) for line in InvoiceLine.objects.all()] == [
+        (start, start + timedelta(hours=1), 1)
+    ]
+    check_books(reported + timedelta(days=30))
+
+
 def test_automatic_backups_that_never_began_are_credited_when_reported_a_month_late():
     """Switched on again inside a paid hour and off before it ended, but the second "off" arrives after the invoice."""
     events = [
