@@ -60,6 +60,7 @@ def run(database: str, url: str, programs: Path | None = None) -> int:
         "VERIFICATIONS_PER_HOUR": "0",
         "VOLUME_EXTENSIONS_PER_HOUR": "0",
         "DRILLS_PER_HOUR": "0",
+        "RECYCLE_BIN_FREE_GB": "0",  # else the small storage empties the bin early
         "EMAIL_URL": f"filemail:///{folder}/mails",
         "CHAOS_SEED": seed,
         "CHAOS_SMALL_STORAGE": str(int(mounted)),
