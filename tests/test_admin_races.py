@@ -11,13 +11,16 @@ from django.contrib.auth.models import Group
 from django.db import connections
 from django.test import Client
 from django.urls import reverse
+from django.utils import timezone
 
+from billing.models import Package
 from cng_portal.accounts import projects, roles
 from cng_portal.accounts.models import Customer, Membership, Project, Role, User
 from cng_portal.inventory.models import Location
 from cng_portal.support.models import SupportContact
 from tests.accounts.test_sign_in import PASSWORD
-from tests.factories import InvitationFactory, ProjectFactory, UserFactory
+from tests.billing.test_admin import FUTURE, package_form
+from tests.factories import InvitationFactory, LocationFactory, ProjectFactory, UserFactory
 
 pytestmark = [pytest.mark.django_db(transaction=True), pytest.mark.both_databases]
 
@@ -88,6 +91,18 @@ def test_a_customer_number_is_given_once(race: Callable[..., Counter]) -> None:
     outcomes = race(
         reverse("admin:accounts_customer_add"), answers, "Customer with this Customer number already exists."
     )
+    assert outcomes == {"saved": 1, "refused": TAKERS - 1}
+
+
+def test_a_package_and_its_next_price_are_added_once(race: Callable[..., Counter]) -> None:
+    answers = package_form(location=LocationFactory().pk, versions=[(None, timezone.now(), "0.4")])
+    outcomes = race(reverse("admin:billing_package_add"), answers, "Only one package per zone is supported")
+    assert outcomes == {"saved": 1, "refused": TAKERS - 1}
+    package = Package.objects.get()
+    [first] = package.versions.all()
+    answers = package_form(package, [(first.pk, first.starts_at, "0.4"), (None, FUTURE, "0.5")])
+    sentence = "The package already has a price that starts at this instant."
+    outcomes = race(reverse("admin:billing_package_change", args=[package.pk]), answers, sentence)
     assert outcomes == {"saved": 1, "refused": TAKERS - 1}
 
 
