@@ -6,7 +6,7 @@ COMPILE := CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/python -m piptools 
 	--allow-unsafe --strip-extras --no-annotate --no-emit-index-url --no-emit-find-links --no-emit-trusted-host
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast test-openstack audit chaos upgrade bench-horizon check format bench permissions pictures screenshots requirements clean
+.PHONY: help run test test-fast test-openstack audit chaos fuzz histories upgrade bench-horizon check format bench permissions pictures screenshots requirements clean
 
 help:
 	@echo "make run             start the portal with demo data on SQLite (Ctrl-C stops it)"
@@ -15,6 +15,8 @@ help:
 	@echo "make test-openstack  test the Cinder driver against a real OpenStack (root, Debian 12)"
 	@echo "make audit           ask OSV for vulnerabilities of pinned packages (needs internet access)"
 	@echo "make chaos           kill processes under load, then check that nothing is lost (CHAOS_SECONDS=600)"
+	@echo "make fuzz            send random requests in every role (FUZZ_REQUESTS=20000 in each)"
+	@echo "make histories       bill random histories on both databases (HISTORIES=1000)"
 	@echo "make upgrade         migrate while an old version serves (needs PostgreSQL; FROM=commit)"
 	@echo "make format          format the code"
 	@echo "make bench           measure performance"
@@ -72,6 +74,9 @@ audit: .venv/.audit
 
 chaos: .venv/.test
 	@$(BIN)/python -m tests.lab.chaos
+
+fuzz histories: .venv/.test
+	@$(BIN)/python -m tests $@
 
 upgrade: .venv/.test
 	@$(BIN)/python -m tests.lab.upgrade

@@ -1,7 +1,7 @@
 """`make test`: run every test on SQLite, and beside it those about locks and constraints on PostgreSQL, if it is installed.
 
 Many tests wait for a browser or another process, so there are more workers than cores. `make test-fast` passes the
-argument "fast".
+argument "fast"; `make fuzz` and `make histories` pass theirs: the random tests at length, new ones each time.
 """
 
 import os
@@ -20,6 +20,11 @@ from tests.postgres import find_server_programs, postgres
 CLOCK = Path(__file__).parent / "clock"
 CORES = os.cpu_count() or 1
 FAST = ["-m", "not browser and not slow", "--ignore", "tests/lab/openstack"]
+FUZZ = ["-rP", "tests/test_fuzz.py"]
+HISTORIES = [
+    "tests/billing/test_histories.py",
+    "tests/snapshots/test_recycle_bin.py::test_histories_with_the_bin_cost_what_the_oracle_says",
+]
 
 
 def main() -> int:
@@ -28,6 +33,13 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.argv[1:] == ["fast"]:
         return subprocess.call(pytest(CORES, *FAST), env=environment())
+    if sys.argv[1:] == ["fuzz"]:
+        os.environ.setdefault("FUZZ_REQUESTS", "20000")
+        return subprocess.call(pytest(CORES, *FUZZ), env=environment())
+    if sys.argv[1:] == ["histories"]:
+        os.environ.setdefault("HISTORIES", "1000")
+        with testing_on_postgresql(*HISTORIES) as finish:
+            return max(subprocess.call(pytest(CORES, *HISTORIES), env=environment()), finish())
     bring_chromium()
     with testing_on_postgresql() as finish:
         return max(subprocess.call(pytest(CORES + 1), env=environment()), finish())
@@ -63,9 +75,9 @@ def bring_chromium() -> None:
 
 
 @contextmanager
-def testing_on_postgresql() -> Iterator[Callable[[], int]]:
+def testing_on_postgresql(*paths: str) -> Iterator[Callable[[], int]]:
     """Start the tests on PostgreSQL. Yields a function that waits for them, prints their output and returns their status."""
-    command = pytest(CORES, "-m", "both_databases")
+    command = pytest(CORES, "-m", "both_databases", *paths)
     server_url = os.environ.get("DATABASE_URL", "")
     programs = find_server_programs()
     if server_url.startswith("postgres"):

@@ -6,6 +6,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -187,10 +188,17 @@ def read(url: str, body: str, learned: dict[str, list[Form]]) -> None:
     reader = Reader(url)
     reader.feed(body)
     for address, form in reader.forms:
-        with contextlib.suppress(Resolver404):
-            name = resolve(address).view_name
-            if name and form.fields and form not in learned[name]:
-                learned[name].append(form)
+        if form.fields and (name := name_of(address)) and form not in learned[name]:
+            learned[name].append(form)
+
+
+@cache
+def name_of(address: str) -> str:
+    """Return the name of the URL that this address is of, or an empty string. A page's frame has the same links on each."""
+    try:
+        return resolve(address).view_name
+    except Resolver404:
+        return ""
 
 
 def mostly(usual: st.SearchStrategy, *others: st.SearchStrategy) -> st.SearchStrategy:
@@ -208,6 +216,7 @@ def requests_for(
         "IntConverter": st.sampled_from([0, 1, 2**31, 2**63, 2**70]) | st.integers(0),
     }
 
+    # Strategies are built once, because hypothesis takes longer to build one than to draw from it.
     def address(name: str) -> st.SearchStrategy[tuple[str, str]]:
         def value(parameter: str, converter: str) -> st.SearchStrategy:
             others = by_converter.get(converter, anything)
@@ -261,14 +270,14 @@ def requests_for(
     header = mostly(st.just({}), st.dictionaries(st.sampled_from(HEADERS), in_header, min_size=1, max_size=1))
     any_method = st.sampled_from(["GET", "POST"] * 4 + ["HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"])
 
-    def request(goal: tuple[str, str]) -> st.SearchStrategy[dict[str, Any]]:
-        name, url = goal
+    @cache
+    def request(name: str) -> st.SearchStrategy[dict[str, Any]]:
         forms = learned.get(name)
-        data = st.sampled_from(forms).flatmap(answers) if forms else st.just([])
+        data = st.one_of([answers(form) for form in forms]) if forms else st.just([])
+        unnamed = st.sampled_from(PATHS) | text.map("/".__add__)
         return st.fixed_dictionaries(
             {
-                "name": st.just(name),
-                "url": st.just(url),
+                "goal": address(name) if name else st.tuples(st.just(""), unnamed),
                 "data": st.builds(lambda sent, added: sent + added, data, more),
                 "method": mostly(st.sampled_from(METHODS.get(name, ["GET", "POST"])), any_method),
                 "session": st.sampled_from(world.sessions[role]),
@@ -277,15 +286,18 @@ def requests_for(
                 # a double click, and the rate limits
                 "times": mostly(st.just(1), st.just(1), st.sampled_from([1, 5])),
             }
-        )
+        ).map(aim)
+
+    def aim(drawn: dict[str, Any]) -> dict[str, Any]:
+        name, url = drawn.pop("goal")
+        return {"name": name, "url": url} | drawn
 
     # most URLs are Django admin's, which only administrators may use
     desk = [name for name in PATTERNS if name.startswith("admin:")]
     portal = [name for name in PATTERNS if name not in desk]
     weighted = portal + desk if role == ADMINISTRATOR else portal * 8 + desk
     named = st.sampled_from(weighted) | st.sampled_from([name for name in weighted if name in learned])
-    unnamed = st.sampled_from(PATHS) | text.map("/".__add__)
-    return mostly(named.flatmap(address), named.flatmap(address), st.tuples(st.just(""), unnamed)).flatmap(request)
+    return mostly(named, named, st.just("")).flatmap(request)
 
 
 class Asker(RequestFactory):
