@@ -13,8 +13,5 @@ class AuthenticationBackend(auth_backends.AuthenticationBackend):
     def get_user(self, user_id: Any) -> User | None:
         """Return the signed-in user, annotated with `has_factor`: whether they have a second factor."""
         has_factor = Exists(Authenticator.objects.filter(user=OuterRef("pk"), type__in=FACTORS))
-        try:
-            user = User.objects.annotate(has_factor=has_factor).get(pk=user_id)
-        except User.DoesNotExist:
-            return None
-        return user if self.user_can_authenticate(user) else None
+        users = User.objects.annotate(has_factor=has_factor).filter(pk=user_id).order_by()
+        return next(filter(self.user_can_authenticate, users), None)
