@@ -76,7 +76,7 @@ class PriceVersionInline(admin.TabularInline):
 class PackageAdmin(SupportAdmin):
     form = PackageForm
     list_display = ["name", "kind", "location", "currency", "active", "price_now", "price_next"]
-    list_filter = ["kind", "active", "location", "currency"]
+    list_filter = ["kind", "active", "location", ("currency", admin.AllValuesFieldListFilter)]
     list_select_related = ["location"]
     search_fields = ["name", "location__code"]
     uuid_fields = ()

@@ -9,7 +9,7 @@ from uuid import UUID
 from django.conf import settings
 from django.db.models import Q
 from django.http import Http404, HttpRequest, HttpResponse, StreamingHttpResponse
-from django.shortcuts import get_object_or_404, redirect, render
+from django.shortcuts import get_object_or_404, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import urlencode
@@ -19,7 +19,7 @@ from django.views.decorators.http import require_safe
 
 from cng_portal.accounts.models import BillingType, Customer
 from cng_portal.common import money
-from cng_portal.common.responses import csv_response
+from cng_portal.common.responses import csv_response, redirect_with_query
 from cng_portal.common.templatetags.portal import day as format_day
 from cng_portal.common.templatetags.portal import month as format_month
 from cng_portal.common.templatetags.portal import near_day
@@ -254,7 +254,7 @@ def subscriptions(request: HttpRequest, as_csv: bool = False) -> HttpResponse | 
     form = SubscriptionFilterForm(request.GET)
     state, kind = form.chosen.get("state", SubscriptionState.ACTIVE), form.chosen.get("kind", "")
     if as_csv and form.errors:
-        raise Http404
+        return redirect_with_query(request, "billing:subscriptions")
     segments = get_subscriptions(customer=customer, state=state, kind=kind, at=at)
     if as_csv:
         rows = (
@@ -409,8 +409,8 @@ def statement(request: HttpRequest, as_csv: bool = False) -> HttpResponse | Stre
         due_only=filters.get("due", False),
     )
     if as_csv:
-        if not valid:  # The page shows the errors.
-            return redirect(f"{reverse('billing:statement')}?{request.GET.urlencode()}")
+        if not valid:
+            return redirect_with_query(request, "billing:statement")
         return csv_response("usage", USAGE_COLUMNS, (usage_cells(row, customer) for row in usage))
     narrows = any(filters.values())
     shows_invoices = not narrows and "page" not in request.GET

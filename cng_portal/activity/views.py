@@ -11,7 +11,7 @@ from django.utils.translation import gettext_lazy as _
 from django.views.decorators.http import require_safe
 
 from cng_portal.common.pages import Order, page_of
-from cng_portal.common.responses import csv_response, is_fragment, render_part
+from cng_portal.common.responses import csv_response, is_fragment, redirect_with_query, render_part
 
 from .forms import ActivityFilterForm
 from .models import Activity
@@ -29,6 +29,8 @@ def activity_log(request: HttpRequest, as_csv: bool = False) -> HttpResponse | S
     if form.opens_panel and is_fragment(request):
         return render(request, "partials/filter_panel.html", {"form": form})
     entries = filter_entries(Activity.objects.visible_to(request.user), form.chosen).select_related("project")
+    if as_csv and form.errors:
+        return redirect_with_query(request, "activity:log")
     if as_csv:
         return export_csv(entries.order_by("-at", "-id"), request.user)
     page = page_of(entries, NEWEST, request.GET, size=PAGE_SIZE, counted=False)

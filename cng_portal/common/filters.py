@@ -26,6 +26,9 @@ class FilterForm(forms.Form):
 
     use_required_attribute = False
 
+    # Labels of parameters that are invalid, and not among the fields.
+    unknown: tuple[str, ...] = ()
+
     q = forms.CharField(label=gettext_lazy("Search"), required=False, max_length=120)
 
     @property
@@ -56,4 +59,4 @@ class FilterForm(forms.Form):
     @property
     def left_out(self) -> list[str]:
         """Return the labels of the invalid filters."""
-        return [str(self.fields[name].label) for name in self.errors]
+        return [*(str(self.fields[name].label) for name in self.errors), *self.unknown]

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
-from django.shortcuts import render
+from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils.cache import patch_vary_headers
 
 
@@ -20,6 +21,11 @@ def render_part(request: HttpRequest, template: str, part: str, context: dict[st
     response = render(request, f"{template}#{part}" if is_fragment(request) else template, context)
     patch_vary_headers(response, ["HX-Request"])
     return response
+
+
+def redirect_with_query(request: HttpRequest, name: str, *args: object) -> HttpResponse:
+    """Redirect to the page of that name with the request's parameters: an export's page says which of them are invalid."""
+    return redirect(f"{reverse(name, args=args)}?{request.GET.urlencode()}")
 
 
 class Echo:

@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_GET, require_POST
 
 from cng_portal.accounts.requests import Request
-from cng_portal.common.responses import csv_response
+from cng_portal.common.responses import csv_response, redirect_with_query
 from snapshots.models import DiskImage, Snapshot
 from snapshots.views.common import damage_of, get_changeable
 
@@ -97,7 +97,7 @@ def compare(request: Request, snapshot_id: UUID, disk_id: UUID) -> HttpResponse:
             for total in comparison.total_by_folder(listed, folder)[:MAX_FOLDERS]
         ],
         "changes": shown,
-        "form": {"left_out": [_("Kind")] if request.GET.get("kind", "") != kind else []},
+        "form": {"left_out": unknown_filters(request)},
         "page": {"is_fallback": is_fallback(request, start)},
         "first": start + 1,
         "last": min(last, len(listed)),
@@ -114,10 +114,12 @@ def compare(request: Request, snapshot_id: UUID, disk_id: UUID) -> HttpResponse:
 @require_GET
 def compare_csv(request: Request, snapshot_id: UUID, disk_id: UUID) -> HttpResponse | StreamingHttpResponse:
     """Download the changes that the page's filter selects."""
+    if unknown_filters(request):
+        return redirect_with_query(request, "snapshots:compare_files", snapshot_id, disk_id)
     _snapshot, disk, _choices, other = read_pair(request, snapshot_id, disk_id)
     result, _error = attempt(lambda: comparison.compare(*in_order(disk, other))) if other else (None, "")
     if result is None:  # The page says why.
-        return redirect(f"{reverse('snapshots:compare_files', args=[snapshot_id, disk_id])}?{request.GET.urlencode()}")
+        return redirect_with_query(request, "snapshots:compare_files", snapshot_id, disk_id)
     rows: Iterator[list[object]] = (
         [
             change.kind,
@@ -166,6 +168,10 @@ def read_filter(request: Request) -> tuple[bytes, str, str]:
     text = request.GET.get("q", "").strip()[:MAX_TEXT]
     folder = b"/".join(names.from_parameter(request.GET.get("folder", "")))
     return folder, kind if kind in comparison.KINDS else "", text
+
+
+def unknown_filters(request: Request) -> list[str]:
+    return [_("Kind")] if request.GET.get("kind", "") not in ("", *comparison.KINDS) else []
 
 
 def to_query(other: DiskImage | None, folder: bytes, kind: str, text: str, /, **changed: Any) -> str:

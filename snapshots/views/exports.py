@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from django.db.models import QuerySet
-from django.http import HttpRequest, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, StreamingHttpResponse
 from django.utils import timezone
 from django.views.decorators.http import require_safe
 
@@ -16,7 +16,7 @@ from billing.pricing.prices import PriceList, Quote
 from cng_portal.accounts.models import User
 from cng_portal.common import money
 from cng_portal.common.batches import BATCH_SIZE, batched
-from cng_portal.common.responses import csv_response
+from cng_portal.common.responses import csv_response, redirect_with_query
 from cng_portal.inventory.models import Tag, Volume
 from snapshots import lists, protection
 from snapshots.forms import SnapshotFilterForm, VolumeFilterForm
@@ -37,17 +37,21 @@ VOLUME_COLUMNS = [
 
 
 @require_safe
-def snapshots_csv(request: HttpRequest, kind: Kind) -> StreamingHttpResponse:
+def snapshots_csv(request: HttpRequest, kind: Kind) -> HttpResponse | StreamingHttpResponse:
     user = request.user
     form = SnapshotFilterForm(request.GET, kind=kind, user=user)
+    if form.errors:
+        return redirect_with_query(request, f"snapshots:{lists.LISTS[kind]}")
     related = ("project__customer", "location", "volume", "vm", "run__schedule")
     snapshots = Snapshot.objects.visible_to(user).filter(deleted_at=None, kind=kind).select_related(*related)
     return csv_response(lists.LISTS[kind].replace("_", "-"), SNAPSHOT_COLUMNS, snapshot_cells(form, snapshots, user))
 
 
 @require_safe
-def volumes_csv(request: HttpRequest) -> StreamingHttpResponse:
+def volumes_csv(request: HttpRequest) -> HttpResponse | StreamingHttpResponse:
     form = VolumeFilterForm(request.GET, user=request.user)
+    if form.errors:
+        return redirect_with_query(request, "snapshots:volumes")
     volumes = Volume.objects.visible_to(request.user).present().select_related("project__customer", "location", "vm")
     return csv_response("volumes", VOLUME_COLUMNS, volume_cells(form, volumes))
 

@@ -53,6 +53,8 @@ def snapshot_list(request: HttpRequest, kind: Kind) -> HttpResponse:
     visible = listed.visible_to(user).filter(deleted_at=None, kind=kind)
     page = page_of(form.narrow(visible), form.order, request.GET)
     view, params = selected_view(request), form.chosen
+    if request.GET.get("view", view) not in VIEWS:
+        form.unknown = (_("View"),)
     context = {
         "kind": kind,
         "form": form,

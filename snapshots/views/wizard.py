@@ -466,14 +466,12 @@ def location_context(request: HttpRequest, draft: Draft, form: wizard.LocationFo
     }
 
 
-def location_choices(
-    request: HttpRequest, draft: Draft, offered: list[offers.LocationOffer]
-) -> dict[str, list[Choice] | list[dict[str, Any]]]:
+def location_choices(request: HttpRequest, draft: Draft, offered: list[offers.LocationOffer]) -> dict[str, Any]:
     """Return the cards of the locations, and the tabs of their regions."""
     present = {offer.location.region for offer in offered}
     regions = [region for region in Region.values if region in present]
-    region = request.GET.get("region", "")
-    region = region if region in regions else ""
+    wanted = request.GET.get("region", "")
+    region = wanted if wanted in regions else ""
     here = request.path
     tabs = [{"label": _("All"), "url": here, "active": not region}]
     tabs += [{"label": Region(r).label, "url": f"{here}?region={r}", "active": r == region} for r in regions]
@@ -496,6 +494,7 @@ def location_choices(
     return {
         "choices": [choice for choice in choices if choice.value in in_region],
         "tabs": tabs if len(regions) > 1 else [],
+        "filters": {"left_out": [_("Region")] if wanted != region else []},
     }
 
 

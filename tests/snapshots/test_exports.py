@@ -51,6 +51,22 @@ def rows_of(client: Client, name: str, query: str = "") -> list[dict[str, str]]:
     return list(csv.DictReader(StringIO(response.getvalue().decode("utf-8-sig"))))
 
 
+@pytest.mark.parametrize(
+    ("name", "page"),
+    [
+        (SNAPSHOTS, "snapshots:volume_snapshots"),
+        ("snapshots:vm_snapshots_csv", "snapshots:vm_snapshots"),
+        ("snapshots:backups_csv", "snapshots:backups"),
+        (VOLUMES, "snapshots:volumes"),
+        ("activity:csv", "activity:log"),
+    ],
+)
+def test_a_filter_that_does_not_exist_leads_to_the_page_that_says_so(client: Client, name: str, page: str) -> None:
+    response = client.get(reverse(name), {"project": "nonsense"})
+    assert response["Location"] == f"{reverse(page)}?project=nonsense"
+    assert "were ignored:" in client.get(response["Location"]).text
+
+
 def test_the_csv_of_snapshots_has_tags_note_expiry_and_price(client: Client, member: Membership) -> None:
     day = date(2090, 6, 30)
     snapshot = SnapshotFactory(

@@ -307,7 +307,7 @@ def test_the_project_filter_narrows_the_list(client: Client, project: Project) -
     assert names(client.get(LIST, {"project": str(other.pk)})) == [hit.name]
 
 
-@pytest.mark.parametrize("name", ["state", "project", "location", "volume", "sort"])
+@pytest.mark.parametrize("name", ["state", "project", "location", "volume", "sort", "view"])
 def test_an_unknown_filter_is_ignored_and_reported(name: str, client: Client, project: Project) -> None:
     mine = SnapshotFactory(volume__project=project)
     theirs = SnapshotFactory()

@@ -255,8 +255,11 @@ def test_region_tabs_narrow_the_locations(client: Client, volume: Volume) -> Non
     LocationFactory(code="1CNG-SIN-AZ01", country="SG", region="southeast-asia")
     asia = client.get(reverse("snapshots:new"), {"region": "asia"}).text
     assert volume.location_id in asia and "1CNG-SIN-AZ01" not in asia
-    everything = client.get(reverse("snapshots:new"), {"region": "nonsense"}).text
-    assert volume.location_id in everything and "1CNG-SIN-AZ01" in everything
+    for name in ("snapshots:new", "snapshots:new_backup", "snapshots:create_volume"):
+        everything = client.get(reverse(name), {"region": "nonsense"}).text
+        assert volume.location_id in everything and "1CNG-SIN-AZ01" in everything
+        assert "Filters that don't exist were ignored:" in unescape(everything) and "Region" in everything
+    assert "were ignored" not in asia
 
 
 def test_volumes_are_searched_by_name_and_machine(client: Client, member: Membership, volume: Volume) -> None:

@@ -142,6 +142,7 @@ def test_a_comparison_finds_added_removed_changed_and_renamed(stored: Any, clien
     assert "/b/came" in inside and "/a/gone" not in inside
     assert "No change matches" in words(client.get(url("compare_files", new, q="nothing like it")))
     csv = b"".join(client.get(url("compare_files_csv", new))).decode()
+    assert client.get(url("compare_files_csv", new), {"kind": "odd"})["Location"].endswith("?kind=odd")
     assert "removed,/a/gone,,f,1,," in csv and "renamed,/b/is,/a/was,f,9,9," in csv
 
 
