@@ -103,7 +103,7 @@ PAGES = [
 
 
 def search(user: User, text: str) -> list[Group]:
-    """Search by name or ID: exact names first, then prefixes. At most eight queries."""
+    """Search by name or ID: exact names first, then prefixes. At most ten queries."""
     key = fold_name(text)
     if not key:
         return []
@@ -113,6 +113,7 @@ def search(user: User, text: str) -> list[Group]:
         find_volumes(user, text, pk),
         find_snapshots(user, text, pk),
         find_machines(user, text, pk),
+        find_binned(user, text, pk),
         find_schedules(user, text, pk),
         find_projects(key, pk, projects),
         find_invoices(user, key),
@@ -165,12 +166,16 @@ def group_of(objects: Iterable[Any], text: str, view: str, note: Callable[[Any],
 
 
 def find_volumes(user: User, text: str, pk: UUID | None) -> Group:
-    visible = Volume.objects.visible_to(user).select_related("project").only("name", "size_gb", "project__name")
+    visible = (
+        Volume.objects.visible_to(user).select_related("project").only("name", "size_gb", "bin_until", "project__name")
+    )
     return group_of(
         best_first(visible if pk else visible.present(), text, pk),
         text,
         "snapshots:volume",
-        lambda volume: _("%(size)s GB · %(project)s") % {"size": volume.size_gb, "project": volume.project.name},
+        lambda volume: mark_binned(
+            volume, _("%(size)s GB · %(project)s") % {"size": volume.size_gb, "project": volume.project.name}
+        ),
         label=_("Volumes"),
         icon="circle-stack",
         more_url=list_url("snapshots:volumes", text),
@@ -179,7 +184,9 @@ def find_volumes(user: User, text: str, pk: UUID | None) -> Group:
 
 def find_snapshots(user: User, text: str, pk: UUID | None) -> Group:
     """Stop at the first that match, in the order of the index of names: a customer may have a hundred thousand."""
-    visible = Snapshot.objects.visible_to(user).select_related("project").only("name", "kind", "project__name")
+    visible = (
+        Snapshot.objects.visible_to(user).select_related("project").only("name", "kind", "bin_until", "project__name")
+    )
     if pk:
         snapshots = list(visible.filter(pk=pk))
     else:
@@ -192,10 +199,32 @@ def find_snapshots(user: User, text: str, pk: UUID | None) -> Group:
         snapshots,
         text,
         "snapshots:snapshot",
-        lambda snapshot: f"{snapshot.get_kind_display()} · {snapshot.project.name}",
+        lambda snapshot: mark_binned(snapshot, f"{snapshot.get_kind_display()} · {snapshot.project.name}"),
         label=_("Snapshots and backups"),
         icon="camera",
     )
+
+
+def mark_binned(item: Volume | Snapshot, note: str) -> str:
+    return f"{note} · {_('In the recycle bin')}" if item.is_in_bin else note
+
+
+def find_binned(user: User, text: str, pk: UUID | None) -> Group:
+    """Find volumes and snapshots in the recycle bin by name. Their own groups find them by ID."""
+    hits = (
+        []
+        if pk
+        else [
+            (binned.name, Hit(binned.name, reverse(view, args=[binned.pk]), f"{label(binned)} · {binned.project.name}"))
+            for rows, view, label in (
+                (Volume.objects, "snapshots:volume", lambda _volume: _("Volume")),
+                (Snapshot.objects, "snapshots:snapshot", Snapshot.get_kind_display),
+            )
+            for binned in best_first(rows.visible_to(user).in_bin().select_related("project"), text, None)
+        ]
+    )
+    more_url = list_url("snapshots:recycle_bin", text)
+    return build_group(hits, fold_name(text), label=_("In the recycle bin"), icon="trash", more_url=more_url)
 
 
 def find_machines(user: User, text: str, pk: UUID | None) -> Group:

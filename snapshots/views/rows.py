@@ -41,7 +41,7 @@ LISTED_FIELDS = (
     "project__customer__needs_approval",
     *("location__country", "location__driver", "location__driver_options", "location__storage_seen_at"),
     *("location__charges_outside", "location__charges_missing"),
-    *("volume__name", "volume__project", "volume__deleted_at"),
+    *("volume__name", "volume__project", "volume__deleted_at", "volume__bin_until"),
     *("vm__name", "vm__project", "vm__deleted_at", "vm__backend_ref"),
 )
 DELETABLE_STATES = (State.READY, State.FAILED)
@@ -230,7 +230,14 @@ OPERATION_FIELDS = (
     *("safety_snapshot__location__driver", "safety_snapshot__location__driver_options"),
     "safety_snapshot__location__storage_seen_at",
     *("vm__name", "vm__project"),
-    *("volume__name", "volume__project", "volume__state", "volume__deleted_at", "volume__available_at"),
+    *(
+        "volume__name",
+        "volume__project",
+        "volume__state",
+        "volume__deleted_at",
+        "volume__bin_until",
+        "volume__available_at",
+    ),
     *("requested_by__name", "requested_by__email"),
 )
 # The state of the snapshot in which a failed operation can be retried. A restore needs a new confirmation instead.
