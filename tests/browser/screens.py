@@ -104,9 +104,14 @@ def submit(page: Page) -> None:
     page.locator(".error-summary").wait_for()
 
 
+def submit_long_tag(page: Page) -> None:
+    page.get_by_label("Add tags").fill(41 * "x")
+    submit(page)
+
+
 def create_credential(page: Page) -> None:
     """Create an application credential; its page shows the secret."""
-    page.get_by_label("Name").fill("nightly snapshots")
+    page.get_by_label("Name", exact=True).fill("nightly snapshots")
     page.get_by_role("button", name="Create credential").click()
     page.get_by_text("Copy the secret now").wait_for()
 
@@ -282,8 +287,9 @@ def of_snapshots(member: Membership) -> Screens:
     for action in ("restore", "new_volume", "verify"):
         pages[f"act-{action}-damaged"] = Screen(reverse(f"snapshots:{action}", args=[states["damaged"].pk]))
     idle = snapshots.get(name="restored-from")
-    for action, snapshot in (("delete", idle), ("labels", ready), ("restore", ready)):
+    for action, snapshot in (("delete", idle), ("restore", ready)):
         pages[f"act-{action}-wrong"] = Screen(reverse(f"snapshots:{action}", args=[snapshot.pk]), submit)
+    pages["act-labels-wrong"] = Screen(reverse("snapshots:labels", args=[ready.pk]), submit_long_tag)
     pages["volume-labels"] = Screen(reverse("snapshots:volume_labels", args=[data.pk]))
     pages["tag-snapshots"] = Screen(f"/snapshots/tags/?{ids}")
     pages["tag-volumes"] = Screen(f"/volumes/tags/?id={data.pk}&id={huge.pk}")

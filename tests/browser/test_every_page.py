@@ -18,6 +18,7 @@ from cng_portal.inventory.models import Volume
 from snapshots.backups.automatic import switch_automatic_backups
 from snapshots.models import BackupSchedule, Draft, Kind
 from snapshots.wizard import wizard
+from tests.browser.filling import put_files
 from tests.browser.looking import look_at
 from tests.factories import (
     ApprovalFactory,
@@ -32,6 +33,7 @@ from tests.factories import (
     VolumeFactory,
 )
 from tests.snapshots.disks import content, put_volume, sell_everywhere
+from tests.snapshots.files.images import need
 
 pytestmark = pytest.mark.django_db(transaction=True)
 
@@ -139,6 +141,46 @@ def test_every_step_of_the_wizard_is_accessible_and_fits_with_and_without_errors
     sign_in(member.user)
     fine, wrong = draft(member, volume, "free"), draft(member, volume, "taken")
     look_at(page, [wizard.url(fine, slug) for slug in wizard.slugs(fine)] + [wizard.url(wrong, "name")])
+
+
+def test_every_step_of_create_volume_and_every_action_of_a_volume_is_accessible_and_fits(
+    page: Page, member: Membership, volume: Volume, sign_in: Callable[..., Any]
+) -> None:
+    sell_everywhere(kind=ServiceKind.BLOCK_STORAGE)
+    SnapshotFactory(volume=volume, name="a-snapshot-with-a-really-long-name" * 3)
+    free = VolumeFactory(project=member.project, location=volume.location, name="uploads")
+    answered = wizard.start(member.user, kind=Draft.CREATE_VOLUME)
+    answered.location, answered.project, answered.size_gb, answered.name = volume.location, member.project, 100, "new"
+    answered.save()
+    sign_in(member.user)
+    actions = [
+        reverse(f"snapshots:{action}_volume", args=[item.pk])
+        for action in ("rename", "grow", "attach", "detach", "delete")
+        for item in (volume, free)
+    ]
+    grown = reverse("snapshots:grow_volume", args=[free.pk], query={"size_gb": 150})
+    steps = [wizard.url(answered, slug) for slug in (*wizard.slugs(answered), "source")]
+    look_at(page, [reverse("snapshots:create_volume"), *steps, *actions, grown])
+
+
+def test_the_pages_of_files_are_accessible_and_fit(
+    page: Page, member: Membership, storage_root: Path, sign_in: Callable[..., Any]
+) -> None:
+    need("mke2fs")
+    snapshot = SnapshotFactory(volume__project=member.project, volume__size_gb=1)
+    put_files(snapshot, storage_root)
+    disk = snapshot.disks.get()
+    folder = reverse("snapshots:folder", args=[snapshot.pk, disk.pk, 0])
+    sign_in(member.user)
+    look_at(
+        page,
+        [
+            reverse("snapshots:files", args=[snapshot.pk]),
+            *(f"{folder}{query}" for query in ("", "?q=random", "?q=nothing", "?path=/nowhere")),
+            reverse("snapshots:file_history", args=[snapshot.pk, disk.pk, 0], query={"path": "/plain.txt"}),
+            reverse("snapshots:compare_files", args=[snapshot.pk, disk.pk]),
+        ],
+    )
 
 
 def test_the_pages_of_backups_and_of_their_wizard_are_accessible_and_fit(

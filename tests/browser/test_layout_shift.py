@@ -8,22 +8,11 @@ import pytest
 from django.urls import reverse
 from playwright.sync_api import Page, expect
 
+from tests.browser.looking import MOST, SHIFT
 from tests.factories import MembershipFactory, OperationFactory, SnapshotFactory, VolumeFactory
 from tests.snapshots.disks import sell_everywhere
 
 pytestmark = pytest.mark.django_db(transaction=True)
-
-# The cumulative layout shift, as Chromium measures it.
-SHIFT = """() => new Promise((done) => {
-    let sum = 0;
-    const add = (entries) => entries.forEach((one) => { if (!one.hadRecentInput) sum += one.value });
-    const observer = new PerformanceObserver((list) => add(list.getEntries()));
-    observer.observe({type: "layout-shift", buffered: true});
-    requestAnimationFrame(() => requestAnimationFrame(() => { add(observer.takeRecords()); done(sum) }));
-})"""
-# Users notice 0.1. Nothing is painted before the whole page has arrived (frame/head.html), because a busy machine would
-# show the top bar and half a table first. A picture without a size, or a late font, counts for more.
-MOST = 0.01
 
 
 @pytest.mark.parametrize("width", [1440, 360])
