@@ -148,7 +148,7 @@ def check_source(source: Source) -> list[Volume]:
     volumes = volumes_of(source)
     if not volumes:
         raise SourceUnavailable(
-            _("The virtual machine “%(name)s” has no volume, so there is nothing to capture. Choose another one.")
+            _("The instance “%(name)s” has no volume, so there is nothing to capture. Choose another one.")
             % {"name": source.name}
         )
     for volume in volumes:

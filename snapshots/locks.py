@@ -267,7 +267,7 @@ def lengthen(lock: SnapshotLock, until: datetime, user: User) -> None:
     activity.record(action="snapshot.lengthen_lock", actor=user, target=lock.snapshot, before=old, after=new)
 
 
-def lock_copy(snapshot: Snapshot, *, days: int) -> SnapshotLock | None:
+def lock_scheduled(snapshot: Snapshot, *, days: int) -> SnapshotLock | None:
     """Lock what a schedule took, with Governance, for as much of `days` as prepaid credits cover: None if nothing.
 
     Members are notified if it is locked for less. The caller must hold the customer's lock.

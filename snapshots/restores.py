@@ -88,7 +88,7 @@ def check_restorable(snapshot: Snapshot) -> None:
         if volume.vm and volume.vm.is_running:
             raise InvalidState(
                 _(
-                    "“%(volume)s” is in use: its virtual machine %(vm)s is running. Stop the instance first, or make a "
+                    "“%(volume)s” is in use: its instance %(vm)s is running. Stop the instance first, or make a "
                     "new volume from the snapshot instead."
                 )
                 % {"volume": volume.name, "vm": volume.vm.name}

@@ -182,7 +182,7 @@ TABLE: dict[str, list[Row]] = {
         Row("snapshots:schedule", "View a schedule and its runs", SEE),
         Row("snapshots:schedule_menu", "Open a schedule's menu", SEE),
         Row("snapshots:edit_schedule", "Change a schedule", CHANGE, BOTH),
-        Row("snapshots:lock_schedule", "Lock every copy of a schedule", CHANGE, BOTH),
+        Row("snapshots:lock_schedule", "Lock what a schedule takes", CHANGE, BOTH),
         Row("snapshots:pause_schedule", "Pause a schedule", CHANGE, BOTH),
         Row("snapshots:resume_schedule", "Resume a schedule", CHANGE, BOTH),
         Row("snapshots:run_schedule", "Run a backup now", CHANGE, BOTH),

@@ -109,7 +109,7 @@ class CloudProjectForm(forms.ModelForm):
             if Volume.objects.filter(**fields).exists() or VirtualMachine.objects.filter(**fields).exists():
                 raise ValidationError(
                     _(
-                        "Volumes or machines have been imported into “%(project)s” already, so it stays with that project."
+                        "Volumes or instances have been imported into “%(project)s” already, so it stays with that project."
                     )
                     % {"project": cloud.project}
                 )
@@ -245,7 +245,7 @@ class VolumeForm(ResourceForm):
         vm = self.cleaned_data["vm"]
         if vm and (vm.project_id, vm.location_id) != (self.instance.project_id, self.instance.location_id):
             raise ValidationError(
-                _("The machine and the volume aren't in the same project and location. Choose another machine.")
+                _("The instance and the volume aren't in the same project and location. Choose another instance.")
             )
         return vm
 

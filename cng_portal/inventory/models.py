@@ -104,7 +104,7 @@ class Location(models.Model):
         help_text=_("Of monthly backups; in shorter months, the last day."),
     )
     default_at = models.TimeField(
-        _("time of day"), default=time(2), help_text=_("In the time zone of each machine's customer.")
+        _("time of day"), default=time(2), help_text=_("In the time zone of each instance's customer.")
     )
     default_retention_count = models.PositiveSmallIntegerField(
         _("backups kept"), default=2, validators=[MinValueValidator(1)]
@@ -186,7 +186,7 @@ class CloudProject(models.Model):
         null=True,
         blank=True,
         related_name="cloud_projects",
-        help_text=_("Where its volumes and machines appear. Nothing is imported while this is empty."),
+        help_text=_("Where its volumes and instances appear. Nothing is imported while this is empty."),
     )
     volume_count = models.PositiveIntegerField(_("volumes"), null=True, blank=True)
     volume_quota = models.IntegerField(_("volume quota"), null=True, blank=True, help_text=_("-1 is unlimited."))

@@ -150,7 +150,7 @@ class MachineAdmin(VirtualMachineAdmin):
 
     def get_machine(self, request: HttpRequest, pk: UUID) -> VirtualMachine:
         if not self.has_change_permission(request):
-            raise PermissionDenied(gettext("You can view machines, but not change them."))
+            raise PermissionDenied(gettext("You can view instances, but not change them."))
         return get_object_or_404(VirtualMachine.objects.select_related("project__customer", "location"), pk=pk)
 
     def switch_one(self, request: HttpRequest, pk: UUID) -> HttpResponse:
@@ -183,9 +183,9 @@ class MachineAdmin(VirtualMachineAdmin):
             return
         if len(switched) > 1:
             sentence = (
-                gettext("Automatic backups of %(count)s machines are on. Their members are notified.")
+                gettext("Automatic backups of %(count)s instances are on. Their members are notified.")
                 if on
-                else gettext("Automatic backups of %(count)s machines are off. Existing backups stay.")
+                else gettext("Automatic backups of %(count)s instances are off. Existing backups stay.")
             )
         elif on:
             sentence = gettext("Automatic backups of %(vm)s are on: %(cost)s The members are notified.")
@@ -232,7 +232,7 @@ class MachineAdmin(VirtualMachineAdmin):
             if bool(vm.automatic_backups_since) == on:
                 result = _("No change: already on.") if on else _("No change: already off.")
             elif on and vm.deleted_at:
-                result = _("Refused: the machine has been deleted.")
+                result = _("Refused: the instance has been deleted.")
             elif on and prices[vm.pk] is None:
                 result = _("Refused: VM Backup is not sold in this location.")
             else:
@@ -371,7 +371,7 @@ class BackupLocationAdmin(LocationAdmin):
             {
                 "fields": [f"default_{name}" for name in SCHEDULE_FIELDS],
                 "description": _(
-                    "When machines with automatic backups are backed up. A change applies to all of them, including those "
+                    "When instances with automatic backups are backed up. A change applies to all of them, including those "
                     "that are already on."
                 ),
             },
@@ -393,7 +393,7 @@ class BackupLocationAdmin(LocationAdmin):
         if change and any(name.startswith("default_") for name in form.changed_data):
             fields = default_schedule_fields(obj)
             if count := change_default_schedule(location=obj, **fields, user=request.user):
-                text = ngettext("%(count)s machine follows.", "%(count)s machines follow.", count)
+                text = ngettext("%(count)s instance follows.", "%(count)s instances follow.", count)
                 self.message_user(request, text % {"count": count}, messages.SUCCESS)
 
 

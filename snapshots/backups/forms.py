@@ -163,9 +163,9 @@ class EditScheduleForm(ScheduleForm):
             field.help_text = _("Your provider has turned your recycle bin off, so they are erased at once.")
 
 
-class LockCopiesForm(forms.Form):
+class LockLaterForm(forms.Form):
     lock_days = forms.IntegerField(
-        label=gettext_lazy("Lock each copy for"),
+        label=gettext_lazy("Lock each for"),
         required=False,
         min_value=1,
         max_value=MAX_LOCK.days,

@@ -28,7 +28,7 @@ from ..checks import (
 )
 from ..errors import ActionRefused, InvalidState, OutOfSpace
 from ..limits import check_rate_limit
-from ..locks import lock_copy, why_locked
+from ..locks import lock_scheduled, why_locked
 from ..models import BackupRun, BackupSchedule, DeletionCause, Kind, Operation, Snapshot, State, source_fields
 from ..operations.lifecycle import create_operation
 from ..services import accept_deletion, create_snapshot_row, has_other_disks, retake
@@ -312,7 +312,7 @@ def conclude_run(run: BackupRun, now: datetime) -> None:
             run.state, run.finished_at, run.reason = BackupRun.State.DONE, now, ""
             run.save()
             if run.schedule.lock_days:
-                lock_copy(backup, days=run.schedule.lock_days)
+                lock_scheduled(backup, days=run.schedule.lock_days)
             apply_retention(run.schedule, now)
         else:
             verification = backup.operations.filter(kind=Operation.Kind.VERIFY).first()

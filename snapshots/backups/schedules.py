@@ -155,7 +155,7 @@ def edit_schedule(
 
 
 def set_lock_days(*, schedule: BackupSchedule, user: User, lock_days: int | None) -> BackupSchedule:
-    """Lock each later copy for so many days from when it is verified, or none. Raises InvalidState."""
+    """Lock each later backup or snapshot for so many days from when it is verified, or none. Raises InvalidState."""
     with transaction.atomic():
         schedule = lock_schedule(schedule, user)
         before, schedule.lock_days = schedule.lock_days, lock_days

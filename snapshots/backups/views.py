@@ -43,7 +43,7 @@ from snapshots.views.rows import Action
 from snapshots.views.snapshot_list import backup_tabs
 from snapshots.wizard import wizard
 
-from .forms import EditScheduleForm, LockCopiesForm, ScheduleFilterForm, zone_name
+from .forms import EditScheduleForm, LockLaterForm, ScheduleFilterForm, zone_name
 from .occurrences import next_occurrence
 from .preview_chart import build_preview_chart, format_day_and_time
 from .retention import pin_backup, unpin_backup
@@ -121,21 +121,24 @@ def is_changeable(schedule: BackupSchedule, user: User) -> bool:
 
 
 def schedule_actions(schedule: BackupSchedule, user: User) -> list[Action]:
-    """List what the user can do with the schedule now; nothing for a viewer."""
+    """List what the user can do with the schedule now, the likeliest first; nothing for a viewer."""
     if not is_changeable(schedule, user):
         return []
     toggle = (_("Resume"), "resume_schedule", "play") if schedule.paused_at else (_("Pause"), "pause_schedule", "pause")
+    run, edit = (_("Run now"), "run_schedule", "bolt"), (_("Edit"), "edit_schedule", "pencil-square")
     actions = [
-        (_("Run now"), "run_schedule", "bolt"),
-        (_("Edit"), "edit_schedule", "pencil-square"),
-        toggle,
-        (_("Lock every copy"), "lock_schedule", "lock-closed"),
+        *((toggle, edit, run) if schedule.paused_at else (run, edit, toggle)),
+        (lock_label(schedule), "lock_schedule", "lock-closed"),
         (_("Delete"), "delete_schedule", "trash"),
     ]
     return [
         Action(name, label, reverse(f"snapshots:{name}", args=[schedule.pk]), icon, danger=name == "delete_schedule")
         for label, name, icon in actions
     ]
+
+
+def lock_label(schedule: BackupSchedule) -> str:
+    return by_kind(schedule, _("Lock every backup"), _("Lock every snapshot"))
 
 
 @require_GET
@@ -318,33 +321,39 @@ def confirm_action(
 
 
 @require_http_methods(["GET", "POST"])
-def lock_copies(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
-    """Lock each later copy of the schedule for some days, or none."""
+def lock_later(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
+    """Lock each later backup or snapshot of the schedule for some days, or none."""
     schedule = get_changeable_schedule(request.user, schedule_id)
-    form = LockCopiesForm(request.POST or None, initial={"lock_days": schedule.lock_days})
+    form = LockLaterForm(request.POST or None, initial={"lock_days": schedule.lock_days})
     save = partial(set_lock_days, schedule=schedule, user=request.user)
     if saved := submit(request, form, lambda: save(**form.cleaned_data)):
         if days := saved.lock_days:
             text = ngettext(
-                "Each later copy is locked for %(days)s day.", "Each later copy is locked for %(days)s days.", days
+                "What it takes from now on is locked for %(days)s day.",
+                "What it takes from now on is locked for %(days)s days.",
+                days,
             ) % {"days": days}
         else:
-            text = _("Later copies aren't locked. What is locked stays so until its lock ends.")
+            text = _("What it takes from now on isn't locked. What is locked stays so until its lock ends.")
         messages.success(request, text)
         return redirect("snapshots:schedule", schedule.pk)
     consequences = [
         _("What is locked isn't deleted when newer ones replace it, so there may be more of them at a time."),
         price_sentence(schedule),
-        _("It applies to copies that are verified from now on. Lock earlier ones on their own pages."),
+        by_kind(
+            schedule,
+            _("It applies to backups that are verified from now on. Lock earlier ones on their own pages."),
+            _("It applies to snapshots that are verified from now on. Lock earlier ones on their own pages."),
+        ),
         _(
             "An owner of the project or your provider can lift each lock with a reason. Everybody of the account is told."
         ),
     ]
     if schedule.customer.billing_type == BillingType.PREPAID:
         consequences.append(
-            _("A copy is locked only as long as your credits cover it; if that is less, you are notified.")
+            _("Each is locked only as long as your credits cover it; if that is less, you are notified.")
         )
-    context = {"schedule": schedule, "form": form, "consequences": consequences}
+    context = {"schedule": schedule, "title": lock_label(schedule), "form": form, "consequences": consequences}
     return render(request, "snapshots/locks/schedule.html", context)
 
 

@@ -106,7 +106,7 @@ class Operation(models.Model):
         null=True,
         blank=True,
         related_name="operations",
-        help_text=_("The machine whose disks are restored."),
+        help_text=_("The instance whose disks are restored."),
     )
     disk = models.ForeignKey(
         DiskImage,

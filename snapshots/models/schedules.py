@@ -161,12 +161,12 @@ class BackupSchedule(models.Model):
                 fields=["vm"],
                 condition=Q(origin="automatic", deleted_at=None),
                 name="schedule_one_automatic",
-                violation_error_message=_("The machine has automatic backups already."),
+                violation_error_message=_("The instance has automatic backups already."),
             ),
             models.CheckConstraint(
                 condition=HAS_ONE_SOURCE,
                 name="schedule_source",
-                violation_error_message=_("A schedule has a machine or a volume."),
+                violation_error_message=_("A schedule has an instance or a volume."),
             ),
         ]
 
@@ -252,7 +252,7 @@ class BackupRun(models.Model):
 
     class State(models.TextChoices):
         WAITING = "waiting", _("Waiting to be tried again")
-        TAKING = "taking", _("Being taken")
+        TAKING = "taking", _("Taking")
         DONE = "done", _("Done")
         FAILED = "failed", _("Failed")
         MISSED = "missed", _("Missed")
@@ -312,7 +312,7 @@ class BackupRun(models.Model):
                 fields=["vm"],
                 condition=Q(state__in=["waiting", "taking"]),
                 name="run_one_unfinished_per_vm",
-                violation_error_message=_("A backup of this machine is already running."),
+                violation_error_message=_("A backup of this instance is already running."),
             ),
             models.UniqueConstraint(
                 fields=["volume"],
@@ -323,7 +323,7 @@ class BackupRun(models.Model):
             models.CheckConstraint(
                 condition=HAS_ONE_SOURCE,
                 name="run_source",
-                violation_error_message=_("A run has a machine or a volume."),
+                violation_error_message=_("A run has an instance or a volume."),
             ),
             models.CheckConstraint(
                 condition=Q(state="waiting", finished_at=None, next_try_at__isnull=False)

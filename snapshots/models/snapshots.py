@@ -229,7 +229,7 @@ class Snapshot(models.Model):
         _("VM configuration"),
         default=dict,
         blank=True,
-        help_text=_("Name, size, hourly price and volumes of the machine at the time."),
+        help_text=_("Name, size, hourly price and volumes of the instance at the time."),
     )
     consistency = models.CharField(
         _("consistency"),
@@ -364,7 +364,7 @@ class Snapshot(models.Model):
                 condition=Q(kind=Kind.VOLUME, volume__isnull=False, vm=None)
                 | Q(kind__in=[Kind.VM, Kind.BACKUP], volume=None, vm__isnull=False),
                 name="snapshot_source",
-                violation_error_message=_("A volume snapshot needs a volume, any other a virtual machine."),
+                violation_error_message=_("A volume snapshot needs a volume, any other an instance."),
             ),
             models.CheckConstraint(
                 condition=Q(state__in=State.values)

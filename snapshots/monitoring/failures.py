@@ -18,7 +18,7 @@ ADVICE = {
         "there once the cause is fixed."
     ),
     Operation.Kind.RESTORE: _(
-        "A volume still has its old data. On a virtual machine, disks before the failing one may already be overwritten: "
+        "A volume still has its old data. On an instance, disks before the failing one may already be overwritten: "
         "the safety snapshot holds all of them as they were, and “Undo” on the snapshot's page restores them. Contact the "
         "customer before the instance is started."
     ),

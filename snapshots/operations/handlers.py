@@ -144,7 +144,7 @@ def restore(operation: Operation, lease: Lease) -> None:
     for disk in disks:
         if disk.volume.vm and disk.volume.vm.is_running:
             raise Refused(
-                _("%(volume)s is in use: its virtual machine %(vm)s is running. Stop the instance, then restore again.")
+                _("%(volume)s is in use: its instance %(vm)s is running. Stop the instance, then restore again.")
                 % {"volume": disk.volume.name, "vm": disk.volume.vm.name}
             )
     refuse_damaged(operation)

@@ -230,7 +230,7 @@ def why_not_extendable(volume: Volume) -> str:
         return reason
     machine = machine_of(volume)
     if machine and machine.is_running and get_driver(volume.location).attaches:
-        return _("“%(name)s” is in use: its virtual machine %(vm)s is running. Stop the instance first.") % {
+        return _("“%(name)s” is in use: its instance %(vm)s is running. Stop the instance first.") % {
             "name": volume.name,
             "vm": machine.name,
         }
@@ -306,7 +306,7 @@ def why_not_detachable(volume: Volume) -> str:
     if machine is None:
         return "" if volume.vm else _("“%(name)s” isn't attached to an instance.") % {"name": volume.name}
     if machine.is_running:
-        return _("The virtual machine %(vm)s is running. Stop it first.") % {"vm": machine.name}
+        return _("The instance %(vm)s is running. Stop it first.") % {"vm": machine.name}
     disks = checks.volumes_of(machine)
     if volume.position == 0 and len(disks) > 1:
         return _("“%(name)s” is the root volume of %(vm)s. Detach the other volumes first.") % {

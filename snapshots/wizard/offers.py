@@ -84,7 +84,7 @@ def offered_locations(user: User, kind: str) -> list[LocationOffer]:
         elif kind == Kind.VOLUME:
             reason = _("You have no volume in %(code)s.") % {"code": location.code}
         else:
-            reason = _("You have no virtual machine in %(code)s.") % {"code": location.code}
+            reason = _("You have no instance in %(code)s.") % {"code": location.code}
         offers.append(LocationOffer(location, reason))
     return offers
 
@@ -105,7 +105,7 @@ def offered_projects(user: User, draft: Draft) -> list[ProjectOffer]:
             reason = (
                 _("%(customer)s has no volume in %(code)s.")
                 if draft.kind == Kind.VOLUME
-                else _("%(customer)s has no virtual machine in %(code)s.")
+                else _("%(customer)s has no instance in %(code)s.")
             )
         names = {"name": project.name, "customer": project.customer.name, "code": draft.location_id}
         offers.append(ProjectOffer(project, project.source_count, reason % names if reason else ""))

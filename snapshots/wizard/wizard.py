@@ -252,7 +252,7 @@ class InstanceStep(SourceStep):
     icon = "server"
     label = _("Instance")
     heading = _("Choose an Instance")
-    intro = _("The virtual machine whose disks are captured together, with its configuration.")
+    intro = _("The instance whose disks are captured together, with its configuration.")
     form_class = InstanceForm
 
 

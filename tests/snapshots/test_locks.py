@@ -92,7 +92,7 @@ def credit(customer: Customer, user: User) -> None:
 # --- every door ------------------------------------------------------------------------------------------------------
 
 
-def scheduled_copies(membership: Membership) -> list[Snapshot]:
+def scheduled_backups(membership: Membership) -> list[Snapshot]:
     """Two verified snapshots of a schedule that keeps one."""
     volume = VolumeFactory(project=membership.project)
     schedule = BackupScheduleFactory(vm=None, volume=volume, retention_count=1)
@@ -265,7 +265,7 @@ def test_nothing_deletes_a_locked_snapshot_in_any_way(owner: Membership, client_
 
 @pytest.mark.both_databases
 def test_retention_and_switched_off_backups_leave_locked_copies_until_the_lock_ends(owner: Membership) -> None:
-    old, newest = scheduled_copies(owner)
+    old, newest = scheduled_backups(owner)
     held = SnapshotLockFactory(snapshot=old)
     apply_retention(old.run.schedule, timezone.now())
     assert Snapshot.objects.filter(state=State.READY).count() == 2
@@ -393,7 +393,7 @@ def taking(owner: Membership, lock_days: int) -> BackupRun:
     return BackupRunFactory(schedule=schedule, volume=volume, vm=None, snapshot=copy, taking=True)
 
 
-def test_each_copy_of_a_schedule_is_locked_once_it_is_verified(owner: Membership) -> None:
+def test_each_backup_of_a_schedule_is_locked_once_it_is_verified(owner: Membership) -> None:
     run = taking(owner, lock_days=30)
     settle_runs(timezone.now())
     held = SnapshotLock.objects.get(snapshot=run.snapshot)
@@ -477,7 +477,7 @@ def test_the_rule_of_a_schedule_is_set_and_cleared(client: Client, snapshot: Sna
     url = reverse("snapshots:lock_schedule", args=[schedule.pk])
     page = client.post(url, {"lock_days": "0"}).content.decode()
     assert "Enter 1 or more days" in page and 'value="0"' in page
-    assert "each copy for 30 days" in client.post(url, {"lock_days": "30"}, follow=True).content.decode()
+    assert "each snapshot for 30 days" in client.post(url, {"lock_days": "30"}, follow=True).content.decode()
     client.post(url, {"lock_days": ""})
     schedule.refresh_from_db()
     assert schedule.lock_days is None

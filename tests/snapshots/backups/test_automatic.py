@@ -409,7 +409,7 @@ def test_many_machines_are_switched_after_their_total_cost_is_confirmed(support:
     assert "Refused: VM Backup is not sold in this location." in page
     assert not AutomaticBackupSwitch.objects.exists()
     response = support.post(reverse(LIST), answers | {"confirmed": "yes"}, follow=True)
-    assert "Automatic backups of 2 machines are on." in response.text
+    assert "Automatic backups of 2 instances are on." in response.text
     assert f"{unsold}: Automatic VM Backup is not sold" in str(list(response.context["messages"])[0])
     assert AutomaticBackupSwitch.objects.count() == 2
 
@@ -495,7 +495,7 @@ def test_the_default_schedule_is_edited_with_the_location(
     response = support.post(url, answers)
     assert "Choose the day of the week." in str(response.context["adminform"].form.errors["default_weekday"])
     response = support.post(url, answers | {"default_weekday": "0", "default_month_day": "7"}, follow=True)
-    assert "1 machine follows." in response.text
+    assert "1 instance follows." in response.text
     schedule = BackupSchedule.objects.get()
     assert (schedule.interval, schedule.weekday, schedule.month_day, schedule.at, schedule.retention_count) == (
         "weekly",

@@ -519,7 +519,7 @@ def test_a_schedule_is_paused_and_resumed(client: Client, schedule: BackupSchedu
 def test_a_backup_is_taken_at_once_and_only_one_at_a_time(client: Client, schedule: BackupSchedule) -> None:
     assert "2 backups cost K 72.00" in text_of(client.get(url(schedule, "run_schedule")).text)
     page = client.post(url(schedule, "run_schedule"), follow=True).text
-    assert "is being taken." in page and "Being taken" in page
+    assert "is being taken." in page and "Taking" in page
 
     again = client.post(url(schedule, "run_schedule"))
     assert "A backup of this instance is already running." in again.text
