@@ -101,7 +101,8 @@ def _create_segment(
 def close_segment(*, resource_id: UUID, kind: str, at: datetime) -> bool:
     """Stop charging the resource at `at`. Returns False if no segment was open, so that a retry changes nothing.
 
-    A segment that starts where a paid hour ends, and is closed before, is voided.
+    A segment that starts where a paid hour ends, and is closed before, is voided; so are automatic backups, whose start is
+    announced, that are switched off before it.
     """
     segment = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, ended_at=None).first()
     if segment is None:
@@ -109,12 +110,13 @@ def close_segment(*, resource_id: UUID, kind: str, at: datetime) -> bool:
     lock_customer(segment.customer_id)
     before = _charged_segments(resource_id, kind).exclude(pk=segment.pk).first()
     is_paid = bool(before and before.paid_until and at < before.paid_until)
-    # The clocks of two machines may differ; the first hour is charged in any case.
+    is_announced = kind == ServiceKind.VM_BACKUP_AUTOMATIC
+    # The clocks of two machines may differ; the first hour of anything else is charged in any case.
     end = max(at, segment.started_at)
     changed = UsageSegment.objects.filter(pk=segment.pk, ended_at=None).update(
         ended_at=end,
         end_recorded_at=timezone.now(),
-        voided=at < segment.started_at and is_paid,
+        voided=at < segment.started_at and (is_paid or is_announced),
         backdated=segment.backdated or _is_backdated(segment.customer_id, end),
     )
     return changed == 1
@@ -189,7 +191,7 @@ def change_usage(
         location=segment.location,
         size_gb=size_gb,
         base_rate_micro=base_rate_micro,
-        at=at,
+        at=max(at, segment.started_at),
     )
 
 

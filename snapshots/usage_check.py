@@ -170,7 +170,7 @@ def _check_machine(
     vm: VirtualMachine | None, segments: Segments, switches: list[AutomaticBackupSwitch]
 ) -> Iterator[str]:
     """A segment starts and ends at a switch, or at a change of the machine's price, where the next segment follows."""
-    switched_on = {switch.switched_at for switch in switches if switch.on}
+    switched_on = {switch.starts_at or switch.switched_at for switch in switches if switch.on}
     switched_off = {switch.switched_at for switch in switches if not switch.on}
     hour = timedelta(hours=1)
     for before, segment, after in zip([None, *segments], segments, [*segments[1:], None], strict=False):

@@ -304,7 +304,7 @@ class VirtualMachine(models.Model):
 
 class AutomaticBackupSwitch(models.Model):
     """A change of a machine's automatic backups, on or off. `switched_by` is None if the portal did it, for a deleted
-    machine.
+    machine. Backups and their charge begin at `starts_at`; switches of earlier versions have none and began at once.
     """
 
     vm = models.ForeignKey(
@@ -315,6 +315,7 @@ class AutomaticBackupSwitch(models.Model):
         User, verbose_name=_("by"), on_delete=models.PROTECT, null=True, blank=True, related_name="+"
     )
     switched_at = models.DateTimeField(_("time"))
+    starts_at = models.DateTimeField(_("start"), null=True, blank=True)
 
     class Meta:
         verbose_name = _("automatic backup switch")

@@ -1,6 +1,7 @@
 """Automatic backups: the administrator's switch on a machine, its price, and the default schedule of a location.
 
-They cost a share of the machine's hourly price while they are on, and nothing per GB.
+They cost a share of the machine's hourly price while they are on, and nothing per GB. Nobody pays without having been
+notified: the backups and their charge begin `NOTICE` after they are switched on.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from django.utils.translation import gettext as _
 from billing import errors as billing
 from billing import rating
 from billing.models import ServiceKind
+from billing.pricing.block_storage import NOTICE
 from billing.pricing.prices import PriceList, Quote, get_quote
 from billing.usage import change_usage, open_segment
 from cng_portal.accounts.models import User
@@ -68,9 +70,10 @@ def switch_automatic_backups(
 ) -> VirtualMachine:
     """Switch the machine's automatic backups on or off, and notify its members. No-op if they are switched so already.
 
-    On: the machine is backed up by the location's default schedule, and charged from now on. Off: both end, and the
-    backups stay. `shown_hourly_micro` is the price of automatic backups that the administrator confirmed. Raises
-    SourceUnavailable, NotSold, PriceChanged, InsufficientCredit; PermissionDenied for anybody but an administrator.
+    On: after `NOTICE`, the machine is backed up by the location's default schedule, and charged. Off: both end, and the
+    backups stay; what had not begun costs nothing. `shown_hourly_micro` is the price of automatic backups that the
+    administrator confirmed. Raises SourceUnavailable, NotSold, PriceChanged, InsufficientCredit; PermissionDenied for
+    anybody but an administrator.
     """
     now = now or timezone.now()
     require_administrator(user)
@@ -85,7 +88,7 @@ def switch_automatic_backups(
 
 
 def switch_on(vm: VirtualMachine, user: User, now: datetime, *, shown_hourly_micro: int | None = None) -> None:
-    """Create or revive the automatic schedule and start the charge. The caller must hold the customer's lock.
+    """Create or revive the automatic schedule and plan the charge. The caller must hold the customer's lock.
 
     The notification is written in the same transaction, so nothing is ever charged without it.
     """
@@ -101,6 +104,7 @@ def switch_on(vm: VirtualMachine, user: User, now: datetime, *, shown_hourly_mic
     schedule.vm, schedule.created_by, schedule.deleted_at = vm, user, None
     for name, value in default_schedule_fields(vm.location).items():
         setattr(schedule, name, value)
+    switch = record_switch(vm, user, now, on=True, starts_at=now + NOTICE)
     set_next_run(schedule, now)
     schedule.save()
     segment = open_segment(
@@ -109,10 +113,10 @@ def switch_on(vm: VirtualMachine, user: User, now: datetime, *, shown_hourly_mic
         name=vm.name,
         project=vm.project,
         location=vm.location,
-        at=now,
+        at=now + NOTICE,
         base_rate_micro=vm.hourly_price_micro,
     )
-    notify_switched_on(record_switch(vm, user, now, on=True), segment)
+    notify_switched_on(switch, segment, schedule)
 
 
 def automatic_backups(vm: VirtualMachine) -> SnapshotQuerySet:
@@ -194,7 +198,11 @@ def change_default_schedule(
         )
         count = automatic.update(**fields)
         # A due run stays due. The scheduler continues from there by the new recurrence.
-        planned = automatic.filter(next_run_at__gt=now)
+        announced = automatic.filter(vm__automatic_backups_since__gt=now)
+        for schedule in announced.with_related():
+            set_next_run(schedule, now)
+            schedule.save(update_fields=["next_run_at", "time_zone"])
+        planned = automatic.filter(next_run_at__gt=now, vm__automatic_backups_since__lte=now)
         for zone in list(planned.values_list("vm__project__customer__time_zone", flat=True).distinct().order_by()):
             set_next_runs(planned.filter(vm__project__customer__time_zone=zone), recurrence, zone, now)
     location.refresh_from_db()

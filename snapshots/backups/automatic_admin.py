@@ -4,6 +4,7 @@ Machines and locations are registered by the inventory app, which knows nothing 
 """
 
 from collections import defaultdict
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -31,6 +32,7 @@ from cng_portal.inventory.models import AutomaticBackupSwitch, Location, Virtual
 
 from ..errors import ActionRefused, NotSold
 from .automatic import (
+    NOTICE,
     automatic_backup_quote,
     automatic_backups,
     automatic_hourly_prices,
@@ -46,7 +48,7 @@ from .schedules import SCHEDULE_FIELDS, InvalidSchedule, clean_schedule_fields
 
 class SwitchInline(ReadOnly, admin.TabularInline):
     model = AutomaticBackupSwitch
-    fields = ["switched_at", "on", "switched_by"]
+    fields = ["switched_at", "on", "starts_at", "switched_by"]
     readonly_fields = fields
     extra = 0
     verbose_name_plural = _("history of the automatic backups switch")
@@ -97,7 +99,7 @@ class MachineAdmin(VirtualMachineAdmin):
     def automatic_backups(self, vm: Any) -> SafeString:
         return format_html(
             "{} {} <small>{}</small>",
-            _("On") if vm.automatic_backups_since else _("Off"),
+            state_label(vm.automatic_backups_since),
             vm.switch_button or "",
             price_label(vm, vm.automatic_hourly_micro),
         )
@@ -106,7 +108,10 @@ class MachineAdmin(VirtualMachineAdmin):
     def automatic_backups_here(self, vm: VirtualMachine) -> SafeString:
         """On the machine's page: whether they are on, their price, and the switch."""
         since = vm.automatic_backups_since
-        lines = [gettext("On since %(time)s.") % {"time": format_instant(since)} if since else gettext("Off.")]
+        lines = [gettext("Off.")]
+        if since:
+            sentence = gettext("On from %(time)s.") if since > timezone.now() else gettext("On since %(time)s.")
+            lines = [sentence % {"time": format_instant(since)}]
         remaining = 0 if since else automatic_backups(vm).count()
         try:
             quote = automatic_backup_quote(vm=vm)
@@ -173,7 +178,7 @@ class MachineAdmin(VirtualMachineAdmin):
         for vm in machines:
             shown = request.POST.get(f"shown_{vm.pk}", "")
             try:
-                switch_automatic_backups(
+                vm = switch_automatic_backups(
                     vm=vm, on=on, user=request.user, shown_hourly_micro=int(shown) if shown.isdecimal() else None
                 )
                 switched.append(vm)
@@ -183,16 +188,17 @@ class MachineAdmin(VirtualMachineAdmin):
             return
         if len(switched) > 1:
             sentence = (
-                gettext("Automatic backups of %(count)s instances are on. Their members are notified.")
+                gettext("Automatic backups of %(count)s instances start in %(days)s days. Their members are notified.")
                 if on
                 else gettext("Automatic backups of %(count)s instances are off. Existing backups stay.")
             )
         elif on:
-            sentence = gettext("Automatic backups of %(vm)s are on: %(cost)s The members are notified.")
+            sentence = gettext("Automatic backups of %(vm)s: %(state)s. %(cost)s The members are notified.")
         else:
             sentence = gettext("Automatic backups of %(vm)s are off. Existing backups stay.")
         cost = cost_or_reason(switched[0]) if on else ""
-        values = {"count": len(switched), "vm": switched[0], "cost": cost}
+        state = state_label(switched[0].automatic_backups_since)
+        values = {"count": len(switched), "vm": switched[0], "state": state, "cost": cost, "days": NOTICE.days}
         self.message_user(request, sentence % values, messages.SUCCESS)
 
     @admin.action(description=_("Switch automatic backups on…"), permissions=["change"])
@@ -257,6 +263,8 @@ class MachineAdmin(VirtualMachineAdmin):
                 for currency, micro in totals.items()
             ],
             "hours": rating.HOURS_PER_MONTH,
+            "days": NOTICE.days,
+            "starts_at": format_instant(timezone.now() + NOTICE),
             "fields": [*fields, ("confirmed", "yes")],
             "back": back,
         }
@@ -303,6 +311,12 @@ def switch_button(vm: VirtualMachine, *, back: str = "", form: str = "") -> Safe
         % {"vm": vm.name},
         _("Switch off") if vm.automatic_backups_since else _("Switch on"),
     )
+
+
+def state_label(since: datetime | None) -> str:
+    if since is None:
+        return gettext("Off")
+    return gettext("On") if since <= timezone.now() else gettext("On from %(time)s") % {"time": format_instant(since)}
 
 
 def currency_of(vm: VirtualMachine) -> str:

@@ -42,15 +42,18 @@ def switch_off(vm: VirtualMachine, user: User | None, now: datetime) -> None:
     schedule = BackupSchedule.objects.with_related().get(vm=vm, origin=BackupSchedule.Origin.AUTOMATIC, deleted_at=None)
     end_schedule(schedule, now, _("Automatic backups were switched off."))
     close_segment(resource_id=vm.pk, kind=ServiceKind.VM_BACKUP_AUTOMATIC, at=now)
+    had_begun = vm.automatic_backups_since is not None and vm.automatic_backups_since <= now
     switch = record_switch(vm, user, now, on=False)
     if vm.deleted_at is None:
-        notify_switched_off(switch)
+        notify_switched_off(switch, had_begun=had_begun)
 
 
-def record_switch(vm: VirtualMachine, user: User | None, now: datetime, *, on: bool) -> AutomaticBackupSwitch:
-    vm.automatic_backups_since = now if on else None
+def record_switch(
+    vm: VirtualMachine, user: User | None, now: datetime, *, on: bool, starts_at: datetime | None = None
+) -> AutomaticBackupSwitch:
+    vm.automatic_backups_since = starts_at
     vm.save(update_fields=["automatic_backups_since"])
-    switch = AutomaticBackupSwitch.objects.create(vm=vm, on=on, switched_by=user, switched_at=now)
+    switch = AutomaticBackupSwitch.objects.create(vm=vm, on=on, switched_by=user, switched_at=now, starts_at=starts_at)
     activity.record(action="backup.automatic", actor=user, target=vm, after={"on": on})
     return switch
 

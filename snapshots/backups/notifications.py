@@ -76,29 +76,37 @@ def notify_missed(schedule: BackupSchedule, missed: Sequence[datetime], reason: 
     )
 
 
-def notify_switched_on(switch: AutomaticBackupSwitch, segment: UsageSegment) -> None:
-    """Notify members that automatic backups are charged, and how to end them. Call it in the transaction of the switch."""
+def notify_switched_on(switch: AutomaticBackupSwitch, segment: UsageSegment, schedule: BackupSchedule) -> None:
+    """Notify members from when on automatic backups cost how much. Call it in the transaction of the switch."""
     vm = switch.vm
 
     def message() -> tuple[str, str]:
         text = _(
-            "Your provider switched them on. They cost 20 % of the instance's price: {hourly} an hour, about {monthly} for "
-            "a month of 732 hours, from {time} on. To have them switched off, ask your provider."
-        ).format(**_price_of(vm, vm.hourly_price_micro), time=minute(segment.started_at))
-        return _("Automatic backups of %(vm)s are on") % {"vm": vm.name}, text + contact_support()
+            "Your provider switched them on. From {time}, they cost 20 % of the instance's price: {hourly} an hour, about "
+            "{monthly} for a month of 732 hours. The first backup will be taken at {first}. If you don't want them, ask "
+            "your provider to switch them off before they start, and you pay nothing."
+        ).format(
+            **_price_of(vm, vm.hourly_price_micro),
+            time=minute(segment.started_at),
+            first=minute(schedule.next_run_at),
+        )
+        return _("Automatic backups of %(vm)s will start") % {"vm": vm.name}, text + contact_support()
 
     _notify_of_charge(vm, f"automatic-backups:{switch.pk}", Notification.Level.WARNING, message)
 
 
-def notify_switched_off(switch: AutomaticBackupSwitch) -> None:
+def notify_switched_off(switch: AutomaticBackupSwitch, *, had_begun: bool) -> None:
     vm = switch.vm
 
     def message() -> tuple[str, str]:
+        title = _("Automatic backups of %(vm)s are off") % {"vm": vm.name}
+        if not had_begun:
+            return title, _("Your provider switched them off before they started, so they cost nothing.")
         text = _(
             "Your provider switched them off. The charge of {hourly} an hour ended at {time}; a started hour is charged in "
             "full. Existing backups stay. To keep the instance backed up, create a schedule of your own."
         ).format(**_price_of(vm, vm.hourly_price_micro), time=minute(switch.switched_at))
-        return _("Automatic backups of %(vm)s are off") % {"vm": vm.name}, text
+        return title, text
 
     _notify_of_charge(vm, f"automatic-backups:{switch.pk}", Notification.Level.WARNING, message)
 

@@ -66,7 +66,8 @@ def misplanned_schedules(now: datetime) -> QuerySet[BackupSchedule]:
     too_far = Q()
     for interval, max_step in MAX_STEPS.items():
         too_far |= Q(interval=interval, next_run_at__gt=now + max_step)
-    return BackupSchedule.objects.with_related().filter(in_other_zone | too_far, next_run_at__gt=now)
+    announced = Q(origin=BackupSchedule.Origin.AUTOMATIC, vm__automatic_backups_since__gt=now)
+    return BackupSchedule.objects.with_related().filter(in_other_zone | too_far & ~announced, next_run_at__gt=now)
 
 
 def fill_projects() -> None:

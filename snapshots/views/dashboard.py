@@ -185,6 +185,7 @@ def other_sums(user: User) -> QuerySet[Any, tuple[Any, ...]]:
         project__in=list(user.roles),
         kind__in=[ServiceKind.BLOCK_STORAGE.value, ServiceKind.VM_BACKUP_AUTOMATIC.value],
         ended_at=None,
+        started_at__lt=timezone.now() + rating.HOUR,
     )
     return charged.order_by().values_list("kind", "location_id").annotate(Sum("size_gb"), Sum("base_rate_micro"))
 

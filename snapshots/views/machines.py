@@ -7,6 +7,7 @@ from uuid import UUID
 from django.db.models import Count, Max
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import get_object_or_404, render
+from django.utils import timezone
 from django.views.decorators.http import require_GET, require_POST
 
 from cng_portal.accounts.models import User
@@ -107,6 +108,7 @@ def machine(request: HttpRequest, vm_id: UUID) -> HttpResponse:
         "vm": vm,
         "disks": [(disk, disk.project_id in user.roles) for disk in row.disks],
         "schedules": build_schedule_rows(list(schedules.order_by("-created_at", "-pk")), user),
+        "automatic_backups_start": bool(vm.automatic_backups_since and vm.automatic_backups_since > timezone.now()),
         "automatic_price": automatic_price_sentence(vm),
         "snapshots": build_rows(snapshots[Kind.VM], user),
         "hidden": find_hidden(Snapshot.objects.filter(vm=vm, kind=Kind.VM), user),

@@ -16,7 +16,7 @@ from billing.guards import lifted
 from billing.models import Invoice, ServiceKind
 from billing.pricing import packages
 from cng_portal.inventory.models import Volume
-from snapshots.backups.automatic import switch_automatic_backups
+from snapshots.backups.automatic import NOTICE, switch_automatic_backups
 from snapshots.models import Snapshot, State
 from snapshots.volumes.charges import change_volume_charge, start_charging_volume, stop_charging_volume
 from tests.factories import (
@@ -100,7 +100,7 @@ def books() -> SimpleNamespace:
     closing.close_months(at=yangon(1))
     delete(corrected, yangon(20, month=10))
     vm = VirtualMachineFactory(project=project, location=location, name="echo", hourly_price_micro=45_500_000)
-    switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True), now=yangon(10))
+    switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True), now=yangon(10) - NOTICE)
     ledger.expire_credits(at=yangon(10))
     ledger.refund_credits(**credit, amount_micro=20_000_000, key="refund", at=yangon(12))
     closing.close_months(at=yangon(1, month=12))

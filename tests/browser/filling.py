@@ -20,7 +20,7 @@ from cng_portal.accounts.models import Customer, Membership, Role, User
 from cng_portal.activity import services as activity
 from cng_portal.inventory.models import Location, Volume
 from cng_portal.notifications.models import Notification
-from snapshots.backups.automatic import switch_automatic_backups
+from snapshots.backups.automatic import NOTICE, switch_automatic_backups
 from snapshots.files import catalogue, cataloguing
 from snapshots.labels import change_labels
 from snapshots.models import DiskImage, Snapshot, volume_ref
@@ -287,7 +287,7 @@ def protect(member: Membership) -> None:
     web = database.project.vms.get(name="web-01")
     web.hourly_price_micro = 45_500_000
     web.save()
-    switch_automatic_backups(vm=web, on=True, user=UserFactory(admin=True))
+    switch_automatic_backups(vm=web, on=True, user=UserFactory(admin=True), now=timezone.now() - NOTICE)
 
 
 def invite_members(member: Membership) -> None:

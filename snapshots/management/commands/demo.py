@@ -30,7 +30,7 @@ from cng_portal.accounts.projects import create_project
 from cng_portal.accounts.services import create_customer
 from cng_portal.common.money import to_micro
 from cng_portal.inventory.models import Location, Region, VirtualMachine, Volume
-from snapshots.backups.automatic import switch_automatic_backups
+from snapshots.backups.automatic import NOTICE, switch_automatic_backups
 from snapshots.backups.schedules import create_schedule
 from snapshots.models import volume_ref
 from snapshots.storage.contract import GIB
@@ -175,10 +175,10 @@ def fill() -> None:
 
 
 def protect(owner: User, admin: User) -> None:
-    """Back up one machine every night, with a first backup now, and switch on automatic backups of another one."""
+    """Back up one machine every night, with a first backup now, and start automatic backups of another one."""
     vms = {vm.name: vm for vm in VirtualMachine.objects.select_related("project__customer", "location")}
     create_schedule(source=vms["mail-01"], interval="daily", at=time(1, 30), take_one_now=True, user=owner)
-    switch_automatic_backups(vm=vms["web-01"], on=True, user=admin)
+    switch_automatic_backups(vm=vms["web-01"], on=True, user=admin, now=timezone.now() - NOTICE)
 
 
 def create_resources(undo: ExitStack, customer: Customer, resources: list[Machine | Disk]) -> None:

@@ -10,16 +10,20 @@ from django.test import Client
 from django.urls import reverse
 from django.utils import timezone
 
+from billing import verification
 from billing.charges import cost_so_far
 from billing.models import Package, ServiceKind, UsageSegment
 from cng_portal.accounts.models import Customer, Membership, User
+from cng_portal.common.templatetags.portal import minute
 from cng_portal.inventory.models import AutomaticBackupSwitch, Location, VirtualMachine
 from snapshots.backups.automatic import (
+    NOTICE,
     change_default_schedule,
     change_machine_price,
     delete_automatic_backups,
     switch_automatic_backups,
 )
+from snapshots.backups.runs import due_schedules
 from snapshots.backups.upkeep import maintain_schedules
 from snapshots.errors import InsufficientCredit, InvalidState, NotSold, SourceUnavailable
 from snapshots.models import BackupSchedule, Operation, Snapshot, State
@@ -62,7 +66,8 @@ def admin() -> User:
 
 
 def switch(vm: VirtualMachine, on: bool, user: User | None, now: datetime) -> VirtualMachine:
-    return switch_automatic_backups(vm=vm, on=on, user=user, now=now)
+    """Switch off now, or on so early that they start now."""
+    return switch_automatic_backups(vm=vm, on=on, user=user, now=now - NOTICE if on else now)
 
 
 def cost(vm: VirtualMachine, at: datetime) -> int:
@@ -95,7 +100,8 @@ def test_switched_on_it_runs_by_the_locations_schedule_and_costs_20_percent_of_t
     segment = UsageSegment.objects.get()
     assert (segment.kind, segment.resource_id, segment.started_at, segment.ended_at) == (AUTOMATIC, vm.pk, now, None)
     history = AutomaticBackupSwitch.objects.get()
-    assert (history.vm, history.on, history.switched_by, history.switched_at) == (vm, True, admin, now)
+    assert (history.vm, history.on, history.switched_by) == (vm, True, admin)
+    assert (history.switched_at, history.starts_at) == (now - NOTICE, now)
     assert cost(vm, now + 3 * HOUR) == 3 * 23_750_000
 
 
@@ -115,7 +121,7 @@ def test_switched_off_it_ends_at_that_instant_and_the_backups_stay(
     assert cost(vm, now + 10 * HOUR) == 2 * 23_750_000
     assert [(switch.on, switch.switched_at) for switch in AutomaticBackupSwitch.objects.all()] == [
         (False, now + 90 * MINUTE),
-        (True, now),
+        (True, now - NOTICE),
     ]
 
 
@@ -270,8 +276,11 @@ def test_members_are_notified_of_the_charge_with_the_switch(
     switch(vm, True, admin, now)
     for user in (member.user, colleague):
         [(title, text)] = notices_of(user)
-        assert title == "Automatic backups of db-01 are on"
-        assert "K 23.75 an hour, about K 17,385.00 for a month" in text and "To have them switched off" in text
+        assert title == "Automatic backups of db-01 will start"
+        assert "K 23.75 an hour, about K 17,385.00 for a month" in text
+        with timezone.override(user.zone):
+            assert f"From {minute(now)}, they cost 20 %" in text
+            assert f"first backup will be taken at {minute(BackupSchedule.objects.get().next_run_at)}." in text
         assert user.notifications.get().created_at <= timezone.now()
     assert not notices_of(viewer) and not notices_of(admin)
     assert {mail.to[0] for mail in sent_mails()} == {member.user.email, colleague.email}
@@ -281,6 +290,43 @@ def test_members_are_notified_of_the_charge_with_the_switch(
     assert notices_of(member.user)[-1][0] == "Automatic backups of db-01 are off"
     switch(vm, True, admin, now + 2 * HOUR)
     assert len(notices_of(member.user)) == 3
+
+
+@pytest.mark.both_databases
+@pytest.mark.parametrize("day", ["2027-01-30", "2028-02-27", "2026-10-24", "2026-03-27"])
+def test_neither_a_backup_nor_a_charge_begins_before_the_members_had_three_days_notice(
+    vm: VirtualMachine, member: Membership, admin: User, day: str
+) -> None:
+    Customer.objects.update(time_zone="Europe/Berlin")
+    told = datetime.fromisoformat(f"{day}T17:20:30Z")
+    switch_automatic_backups(vm=vm, on=True, user=admin, now=told)
+    assert len(notices_of(member.user)) == 1
+    vm = VirtualMachine.objects.select_related("project__customer").get()
+    maintain_schedules(told + MINUTE)
+    change_default_schedule(
+        location=vm.location, interval="daily", at=time(18, 30), retention_count=2, user=admin, now=told + MINUTE
+    )
+    change_machine_price(vm=vm, hourly_price_micro=50_000_000, user=admin, now=told + HOUR)
+    schedule = BackupSchedule.objects.get()
+    assert told + NOTICE < schedule.next_run_at < told + NOTICE + 26 * HOUR
+    assert UsageSegment.objects.get(ended_at=None).started_at == told + NOTICE
+    assert not due_schedules(told + NOTICE).exists()
+    assert cost(vm, told + NOTICE - MINUTE) == 0
+    assert cost(vm, told + NOTICE + MINUTE) == 10_000_000
+    assert verification.differences(at=told + NOTICE + HOUR) == []
+
+
+@pytest.mark.both_databases
+def test_switched_off_before_they_start_they_cost_nothing(
+    vm: VirtualMachine, member: Membership, admin: User, now: datetime
+) -> None:
+    switch(vm, True, admin, now)
+    switch(vm, False, admin, now - MINUTE)
+    assert cost(vm, now + 30 * HOUR) == 0
+    assert "before they started, so they cost nothing" in notices_of(member.user)[-1][1]
+    switch(vm, True, admin, now + 5 * HOUR)
+    assert cost(vm, now + 5 * HOUR + MINUTE) == 23_750_000
+    assert verification.differences(at=now + 6 * HOUR) == []
 
 
 @pytest.mark.both_databases
@@ -351,10 +397,11 @@ def test_the_list_switches_once_the_price_is_confirmed(support: Client, vm: Virt
     confirmed = {"on": "1", "confirmed": "yes", f"shown_{vm.pk}": "23750000"}
     response = support.post(f"{url}?back={list_url}", confirmed, follow=True)
     assert response.redirect_chain[-1][0] == list_url
-    assert "Automatic backups of db-01 are on: 20 % of K 118.7500 = K 23.75 an hour, K 17,385.00" in response.text
+    assert "Automatic backups of db-01: On from " in response.text
+    assert "20 % of K 118.7500 = K 23.75 an hour, K 17,385.00" in response.text
     assert "Switch off" in response.text
     vm.refresh_from_db()
-    assert vm.automatic_backups_since
+    assert vm.automatic_backups_since == AutomaticBackupSwitch.objects.get().switched_at + NOTICE
     assert "db-01" in support.get(f"{reverse(LIST)}?automatic=on").text
     assert "db-01" not in support.get(f"{reverse(LIST)}?automatic=off").text
     assert "In total, this saves K 23.75 an hour" in support.post(url, {"on": "0"}).text
@@ -375,7 +422,7 @@ def test_active_automatic_backups_stay_on_when_no_longer_sold_and_say_so(support
     support.post(url, SWITCH_ON)
     Package.objects.update(active=False)
     response = support.post(url, SWITCH_ON, follow=True)
-    assert "Automatic backups of db-01 are on: Automatic VM Backup is not sold in" in response.text
+    assert "Automatic VM Backup is not sold in" in response.text
     assert AutomaticBackupSwitch.objects.count() == 1
 
 
@@ -409,7 +456,7 @@ def test_many_machines_are_switched_after_their_total_cost_is_confirmed(support:
     assert "Refused: VM Backup is not sold in this location." in page
     assert not AutomaticBackupSwitch.objects.exists()
     response = support.post(reverse(LIST), answers | {"confirmed": "yes"}, follow=True)
-    assert "Automatic backups of 2 instances are on." in response.text
+    assert "Automatic backups of 2 instances start in 3 days." in response.text
     assert f"{unsold}: Automatic VM Backup is not sold" in str(list(response.context["messages"])[0])
     assert AutomaticBackupSwitch.objects.count() == 2
 
@@ -426,7 +473,7 @@ def test_the_machines_page_shows_the_cost_and_who_switched(support: Client, vm: 
     assert "Daily at 02:00 in the customer&#x27;s time zone; 2 backups are kept." in page
     support.post(reverse("admin:snapshots_switch", args=[vm.pk]), SWITCH_ON)
     page = support.get(page_of(vm)).text
-    assert "On since" in page and str(admin) in page
+    assert "On from" in page and str(admin) in page
 
 
 def save(support: Client, vm: VirtualMachine, **changed: object) -> object:

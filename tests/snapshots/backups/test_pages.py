@@ -17,7 +17,7 @@ from billing.models import ServiceKind, UsageSegment
 from cng_portal.accounts.models import Project, Role, User
 from cng_portal.inventory.models import VirtualMachine
 from snapshots import checks
-from snapshots.backups.automatic import switch_automatic_backups
+from snapshots.backups.automatic import NOTICE, switch_automatic_backups
 from snapshots.backups.schedules import run_now
 from snapshots.models import BackupRun, BackupSchedule, Operation, Snapshot, State
 from tests.factories import (
@@ -95,7 +95,7 @@ def text_of(page: str) -> str:
 
 def automatic_backup(vm: VirtualMachine, owner: User) -> Snapshot:
     """Return a ready automatic backup."""
-    switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
+    switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True), now=timezone.now() - NOTICE)
     schedule = BackupSchedule.objects.get(origin="automatic")
     return BackupRunFactory(schedule=schedule, snapshot__size_gb=60).snapshot
 
@@ -625,7 +625,14 @@ def test_the_page_of_a_machine_shows_its_schedules_its_backups_and_the_switch(
     ):
         assert text in page, text
 
-    switch_automatic_backups(vm=vm, on=True, user=UserFactory(admin=True))
+    admin, now = UserFactory(admin=True), timezone.now()
+    switch_automatic_backups(vm=vm, on=True, user=admin, now=now)
+
+    page = text_of(client.get(reverse("snapshots:machine", args=[vm.pk])).text)
+    assert "Automatic backups Starting" in page and "They and their charge start at" in page
+
+    switch_automatic_backups(vm=vm, on=False, user=admin, now=now)
+    switch_automatic_backups(vm=vm, on=True, user=admin, now=now - NOTICE)
 
     page = text_of(client.get(reverse("snapshots:machine", args=[vm.pk])).text)
     assert "Automatic backups On" in page and "On since just now" in page

@@ -17,7 +17,7 @@ from cng_portal.accounts.models import Membership
 from cng_portal.inventory.models import VirtualMachine
 from cng_portal.notifications.models import Notification
 from snapshots import tasks
-from snapshots.backups.automatic import switch_automatic_backups
+from snapshots.backups.automatic import NOTICE, switch_automatic_backups
 from snapshots.backups.retention import pin_backup
 from snapshots.backups.runs import settle_runs, start_due_runs
 from snapshots.backups.schedules import create_schedule
@@ -69,7 +69,7 @@ class Year:
         self.random = random.Random(2035)
         self.location = LocationFactory(default_at=time(4), default_retention_count=2)
         for kind in (ServiceKind.VM_BACKUP, ServiceKind.VM_SNAPSHOT):
-            create_package(location=self.location, kind=kind, rate_micro=RATE, starts_at=START - DAY)
+            create_package(location=self.location, kind=kind, rate_micro=RATE, starts_at=START - 7 * DAY)
         self.admin = UserFactory(admin=True)
         self.members: list[Membership] = []
         self.schedules: list[BackupSchedule] = []
@@ -98,7 +98,7 @@ class Year:
         while now < END:
             while switches and switches[0][0] <= now:
                 at, on = switches.pop(0)
-                switch_automatic_backups(vm=self.automatic, on=on, user=self.admin, now=at)
+                switch_automatic_backups(vm=self.automatic, on=on, user=self.admin, now=at - NOTICE if on else at)
             settle_runs(now)
             start_due_runs(now)
             self.work(now + timedelta(minutes=7))
@@ -199,7 +199,7 @@ def check_invoices(member: Membership, automatic: VirtualMachine) -> None:
         stays += oracle.switched([(at, Fraction(PRICE, 10**6) if on else None) for at, on in SWITCHES], -1)
     end = END + 10 * DAY
     expected = oracle.bill(
-        stays, prices={"": [(START - DAY, Fraction(RATE, 10**6))]}, zone=ZoneInfo(customer.time_zone), now=end
+        stays, prices={"": [(START - 7 * DAY, Fraction(RATE, 10**6))]}, zone=ZoneInfo(customer.time_zone), now=end
     )
     last = Invoice.objects.filter(customer=customer).latest("month").month
     expected = {key: value for key, value in expected.items() if key[2] <= last}
