@@ -77,8 +77,9 @@ def notify_missed(schedule: BackupSchedule, missed: Sequence[datetime], reason: 
 
 
 def notify_switched_on(switch: AutomaticBackupSwitch, segment: UsageSegment, schedule: BackupSchedule) -> None:
-    """Notify members from when on automatic backups cost how much. Call it in the transaction of the switch."""
-    vm = switch.vm
+    """Notify members when automatic backups start and what they cost. Call it in the transaction of the switch."""
+    vm, first_run_at = switch.vm, schedule.next_run_at
+    assert first_run_at is not None  # the schedule has just been planned
 
     def message() -> tuple[str, str]:
         text = _(
@@ -88,7 +89,7 @@ def notify_switched_on(switch: AutomaticBackupSwitch, segment: UsageSegment, sch
         ).format(
             **_price_of(vm, vm.hourly_price_micro),
             time=minute(segment.started_at),
-            first=minute(schedule.next_run_at),
+            first=minute(first_run_at),
         )
         return _("Automatic backups of %(vm)s will start") % {"vm": vm.name}, text + contact_support()
 
