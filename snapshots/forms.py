@@ -366,8 +366,8 @@ class ConfirmationForm(forms.Form):
         self.fields["confirmation"].error_messages["required"] = required
 
     @property
-    def also_last(self) -> bool:
-        """Return whether the user has confirmed that no restore point of the volumes remains."""
+    def confirms_last(self) -> bool:
+        """Return whether the user has confirmed deleting the last restore point of a volume."""
         return self.cleaned_data.get("is_last", False)
 
     def clean_confirmation(self) -> str:

@@ -186,11 +186,11 @@ def rename_snapshot(*, snapshot: Snapshot, user: User, name: str) -> Snapshot:
     return snapshot
 
 
-def request_deletion(*, snapshot: Snapshot, user: User, also_last: bool = False) -> Snapshot:
+def request_deletion(*, snapshot: Snapshot, user: User, even_if_last: bool = False) -> Snapshot:
     """Put the snapshot in the recycle bin, or delete it if there is none. Either ends the charge at once.
 
-    No-op if it was deleted before. Raises InvalidState, and LastRestorePoint unless `also_last`: the user has confirmed that
-    no restore point of a disk remains.
+    No-op if it was deleted before. Raises InvalidState, and LastRestorePoint for the last restore point of a disk, unless
+    the user has confirmed that: `even_if_last`.
     """
     with transaction.atomic():
         lock_customer(snapshot.customer_id)
@@ -200,7 +200,7 @@ def request_deletion(*, snapshot: Snapshot, user: User, also_last: bool = False)
             return snapshot
         if reason := why_not_deletable(snapshot):
             raise InvalidState(reason)
-        if not also_last:
+        if not even_if_last:
             check_not_last(snapshot, user)
         if goes_to_bin(snapshot):
             put_in_bin(snapshot, at=timezone.now(), user=user)
@@ -215,7 +215,7 @@ def check_not_last(snapshot: Snapshot, user: User) -> None:
     volumes = {disk.volume_id: disk.volume for disk in snapshot.disks.select_related("volume")}
     if last_of := [disk.volume for disk in preview_disks(volumes, [snapshot.pk], user) if disk.loses_last]:
         raise LastRestorePoint(
-            _("“%(name)s” is the last restore point of %(volumes)s. Confirm that you delete the last one.")
+            _("“%(name)s” is the last restore point of %(volumes)s. Confirm that you want to delete it.")
             % {"name": snapshot.name, "volumes": join_names(volume.name for volume in last_of)}
         )
 
@@ -234,16 +234,16 @@ def why_not_deletable(snapshot: Snapshot) -> str:
     }
 
 
-def request_deletions(*, snapshots: Iterable[Snapshot], user: User, also_last: bool = False) -> dict[UUID, str]:
+def request_deletions(*, snapshots: Iterable[Snapshot], user: User, even_if_last: bool = False) -> dict[UUID, str]:
     """Delete each snapshot that can be deleted, and return {ID: why it wasn't, or an empty string}.
 
-    One after the other: the last of a disk stays unless `also_last`. The caller limits them to MAX_DELETIONS. Raises only
-    PermissionDenied.
+    They are deleted one by one, so without `even_if_last` one restore point of each disk stays. The caller limits them to
+    MAX_DELETIONS. Raises only PermissionDenied.
     """
     results = {}
     for snapshot in snapshots:
         try:
-            request_deletion(snapshot=snapshot, user=user, also_last=also_last)
+            request_deletion(snapshot=snapshot, user=user, even_if_last=even_if_last)
             results[snapshot.pk] = ""
         except ActionRefused as error:
             results[snapshot.pk] = str(error)
@@ -270,9 +270,10 @@ def accept_deletion(snapshot: Snapshot, *, at: datetime, cause: DeletionCause, u
 
 
 def delete_automatically(snapshot: Snapshot, *, at: datetime, cause: DeletionCause, uses_bin: bool = False) -> None:
-    """Delete the snapshot. With `uses_bin`, or where a second owner approves what is deleted past it, it goes to the bin.
+    """Delete a snapshot that expired or that retention removes, for good unless it goes to the recycle bin.
 
-    The caller must hold the customer's lock. Raises IntegrityError as `accept_deletion` does.
+    It goes there with `uses_bin`, and always where a second owner approves deletions past the bin. The caller must hold the
+    customer's lock. Raises IntegrityError as `accept_deletion` does.
     """
     uses_bin = uses_bin or snapshot.project.customer.needs_approval
     remove = put_in_bin if uses_bin and goes_to_bin(snapshot) else accept_deletion

@@ -141,7 +141,7 @@ def delete(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
         last_of=preview.last_of,
     )
     request_deletion = partial(services.request_deletion, snapshot=snapshot, user=request.user)
-    if submit(request, form, lambda: request_deletion(also_last=form.also_last)):
+    if submit(request, form, lambda: request_deletion(even_if_last=form.confirms_last)):
         text = _("“%(name)s” is in the recycle bin.") if goes_to_bin(snapshot) else _("“%(name)s” is being deleted.")
         if snapshot.is_charged:
             text += " " + _("You no longer pay for it.")

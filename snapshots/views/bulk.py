@@ -65,7 +65,7 @@ def delete_many(request: HttpRequest) -> HttpResponse:
         last_of=preview.last_of,
     )
     if request.method == "POST" and form.is_valid():
-        results = services.request_deletions(snapshots=snapshots, user=user, also_last=form.also_last)
+        results = services.request_deletions(snapshots=snapshots, user=user, even_if_last=form.confirms_last)
         done = [snapshot for snapshot in snapshots if not results[snapshot.pk]]
         binned = set(Snapshot.objects.in_bin().filter(pk__in=results).values_list("pk", flat=True))
         context = {

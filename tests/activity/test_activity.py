@@ -383,7 +383,7 @@ def test_requests_on_a_snapshot_are_logged(owner: User, project: Project) -> Non
     snapshot = SnapshotFactory(name="nightly", volume__project=project)
     services.rename_snapshot(snapshot=snapshot, user=owner, name="weekly")
     services.request_verification(snapshot=snapshot, user=owner)
-    services.request_deletion(snapshot=SnapshotFactory(volume__project=project), user=owner, also_last=True)
+    services.request_deletion(snapshot=SnapshotFactory(volume__project=project), user=owner, even_if_last=True)
     with pytest.raises(NameTaken):
         services.rename_snapshot(snapshot=snapshot, user=owner, name="")
     log = Activity.objects.filter(actor=owner, project=project).order_by("at")

@@ -43,7 +43,7 @@ def test_a_menu_is_fetched_each_time_it_opens_and_only_then(
     expect(page.get_by_role("link", name="Rename")).to_be_hidden()
     assert len(urls) == 1
 
-    services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+    services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
     button.click()
     expect(page.get_by_text("No actions right now")).to_be_visible()
 

@@ -228,7 +228,7 @@ def test_a_deletion_survives_the_death_of_its_worker_at_every_step(
         snapshot = services.request_snapshot(source=volume, name=f"snapshot {number}", user=member.user)
         let_the_next_worker_do_it()
         snapshot.refresh_from_db()
-        services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+        services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
         return snapshot.operations.get(kind=Operation.Kind.DELETE)
 
     for operation, _killed in deaths(ask):

@@ -359,7 +359,7 @@ def test_damage_found_after_the_deletion_was_accepted_changes_nothing(
     storage_root: Path, snapshot: Snapshot, member: Membership
 ) -> None:
     operation = services.request_verification(snapshot=snapshot, user=member.user)
-    services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+    services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
     work()
     operation.refresh_from_db()
@@ -372,7 +372,7 @@ def test_damage_found_after_the_deletion_was_accepted_changes_nothing(
 def test_a_damaged_snapshot_can_be_deleted(storage_root: Path, snapshot: Snapshot, member: Membership) -> None:
     flip_byte(disk_of(storage_root, snapshot), MIDDLE)
     verify(snapshot, member)
-    services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+    services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
     work()
     snapshot.refresh_from_db()
     assert snapshot.state == State.DELETED

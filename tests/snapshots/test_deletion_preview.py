@@ -143,7 +143,7 @@ def test_the_service_deletes_no_last_restore_point_unconfirmed(member: Membershi
         request_deletion(snapshot=newer, user=member.user)
     newer.refresh_from_db()
     assert newer.state == State.READY
-    assert request_deletion(snapshot=newer, user=member.user, also_last=True).state != State.READY
+    assert request_deletion(snapshot=newer, user=member.user, even_if_last=True).state != State.READY
     assert request_deletion(snapshot=newer, user=member.user).state != State.READY, "twice is not refused"
 
 
@@ -185,7 +185,7 @@ def test_what_became_the_last_one_meanwhile_asks_as_well(
     monkeypatch.setattr(ConfirmationForm, "is_valid", accept)
     response = client.post(reverse("snapshots:delete", args=[snapshot.pk]), {"confirmation": "older"})
     assert response.status_code == (200 if others_go else 302)
-    assert not others_go or "Confirm that you delete the last one" in unescape(response.text)
+    assert not others_go or "Confirm that you want to delete it" in unescape(response.text)
     snapshot.refresh_from_db()
     assert (snapshot.state == State.READY) is others_go
 

@@ -93,7 +93,7 @@ def test_a_healthy_portal_has_no_findings(snapshot: Snapshot, member: Membership
     second = services.request_snapshot(source=snapshot.volume, name="tuesday", user=member.user)
     run_active_operations()
     second.refresh_from_db()
-    services.request_deletion(snapshot=second, user=member.user, also_last=True)
+    services.request_deletion(snapshot=second, user=member.user, even_if_last=True)
     run_active_operations()
     output = StringIO()
     call_command("fsck", read=True, stdout=output)
@@ -352,7 +352,7 @@ def test_rows_without_an_operation_fail_and_accepted_deletions_are_requested_aga
 ) -> None:
     waiting = SnapshotFactory(volume=snapshot.volume, pending=True)
     creating = VolumeFactory(project=snapshot.project, location=snapshot.location, state=Volume.State.CREATING)
-    services.request_deletion(snapshot=snapshot, user=snapshot.requested_by, also_last=True)
+    services.request_deletion(snapshot=snapshot, user=snapshot.requested_by, even_if_last=True)
     Operation.objects.active().update(state="failed", finished_at=timezone.now())
     assert find() == ["stuck"] * 3
     run(repair=True)
@@ -389,7 +389,7 @@ def test_a_snapshot_charged_for_another_size_is_reported(snapshot: Snapshot) -> 
 
 
 def test_usage_of_an_unusable_snapshot_is_reported_and_ended(snapshot: Snapshot) -> None:
-    services.request_deletion(snapshot=snapshot, user=snapshot.requested_by, also_last=True)
+    services.request_deletion(snapshot=snapshot, user=snapshot.requested_by, even_if_last=True)
     UsageSegment.objects.update(ended_at=None)
     assert find() == ["charged"]
     run(repair=True)
@@ -435,7 +435,7 @@ def test_concurrent_operations_are_not_findings(volume: Volume, member: Membersh
                     snapshot=snapshot, user=member.user, project=member.project, name=f"copy {number}", size_gb=1
                 )
                 run_active_operations()
-                services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+                services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
                 run_active_operations()
         except BaseException as error:
             errors.append(error)
@@ -477,7 +477,7 @@ def test_repair_skips_objects_in_use(volume: Volume, member: Membership, storage
                 run_active_operations()
                 with open(image, "rb") as file:
                     brought_back.append(file.read(7))
-                services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+                services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
                 run_active_operations()
         except BaseException as error:
             errors.append(error)

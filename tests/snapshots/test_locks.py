@@ -164,8 +164,8 @@ def statements(lock: SnapshotLock) -> Iterator[str]:
 def doors(lock: SnapshotLock, user: User, admin: User) -> Iterator[Callable[[], object]]:
     """Every function of the portal that ends in a deletion."""
     snapshot, now = lock.snapshot, timezone.now()
-    yield lambda: services.request_deletion(snapshot=snapshot, user=user, also_last=True)
-    yield lambda: services.request_deletions(snapshots=[snapshot], user=user, also_last=True)
+    yield lambda: services.request_deletion(snapshot=snapshot, user=user, even_if_last=True)
+    yield lambda: services.request_deletions(snapshots=[snapshot], user=user, even_if_last=True)
     yield lambda: recycle_bin.put_in_bin(snapshot, at=now, user=user)
     yield lambda: recycle_bin.start_erasing(snapshot)
     yield lambda: recycle_bin.erase(binned=snapshot, user=user, confirmation=snapshot.name)
@@ -277,7 +277,7 @@ def test_retention_and_switched_off_backups_leave_locked_copies_until_the_lock_e
 @pytest.mark.both_databases
 def test_a_lock_that_has_ended_holds_nothing(owner: Membership, snapshot: Snapshot) -> None:
     SnapshotLockFactory(snapshot=snapshot, ended=True)
-    services.request_deletion(snapshot=snapshot, user=owner.user, also_last=True)
+    services.request_deletion(snapshot=snapshot, user=owner.user, even_if_last=True)
     snapshot.refresh_from_db()
     assert snapshot.state != State.READY
 
@@ -301,7 +301,7 @@ def test_lifting_a_lock_tells_everybody_why(owner: Membership, snapshot: Snapsho
     assert all("The trial is over." in note.text and note.mail_id for note in told)
     entry = Activity.objects.get(action="snapshot.lift_lock")
     assert entry.actor == owner.user and entry.after["reason"] == "The trial is over."
-    services.request_deletion(snapshot=snapshot, user=owner.user, also_last=True)
+    services.request_deletion(snapshot=snapshot, user=owner.user, even_if_last=True)
 
 
 def test_compliance_is_lifted_within_its_cooling_off_and_only_lengthened_afterwards(

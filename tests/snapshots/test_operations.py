@@ -414,7 +414,7 @@ def test_the_outcome_is_logged_as_the_portals_own_action(
     run_active_operations()
     services.request_verification(snapshot=snapshot, user=member.user)
     run_active_operations()
-    services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+    services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
     run_active_operations()
     services.request_snapshot(source=volume, name="second", user=member.user)
     put_volume(storage_root, volume, b"").unlink()

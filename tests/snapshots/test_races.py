@@ -160,7 +160,7 @@ def test_a_snapshot_that_is_deleted_and_restored_at_once_does_one_of_them(
 
     def action(number: int) -> None:
         if number % 2:
-            services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+            services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
         else:
             restores.request_restore(snapshot=snapshot, user=member.user, confirmation=volume.name)
 
@@ -175,7 +175,7 @@ def test_a_snapshot_in_the_recycle_bin_is_put_back_or_erased_and_never_both(memb
     snapshot = SnapshotFactory(volume__project=member.project)
     sell_everywhere()
     snapshot.start_charging(snapshot.ready_at)
-    snapshot = services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+    snapshot = services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
     assert snapshot.bin_until is not None
     after = snapshot.bin_until + timedelta(seconds=1)
     acts = [

@@ -68,7 +68,7 @@ def charged(member: Membership, *, at: datetime = NOW, name: str = "before-updat
 
 def delete(snapshot: Snapshot, member: Membership, at: datetime) -> Snapshot:
     with time_machine.travel(at, tick=False):
-        return services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+        return services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
 
 
 def put_back(snapshot: Snapshot, member: Membership, at: datetime, **options: str) -> Snapshot:
@@ -133,7 +133,7 @@ def test_a_gap_in_an_invoiced_month_is_settled_by_the_next_invoice(member: Membe
 
 
 def test_a_taken_name_gets_a_free_one(member: Membership, client_for: Callable[..., Client]) -> None:
-    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, also_last=True)
+    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, even_if_last=True)
     SnapshotFactory(volume=snapshot.volume, name="Before-Update")
     with pytest.raises(NameTaken) as refusal:
         recycle_bin.put_back(snapshot=snapshot, user=member.user)
@@ -188,7 +188,7 @@ def test_credits_have_to_cover_the_gap_and_the_next_hour() -> None:
 
 
 def test_the_gb_of_a_snapshot_in_the_bin_count_until_it_is_erased(member: Membership) -> None:
-    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, also_last=True)
+    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, even_if_last=True)
     Customer.objects.filter(pk=snapshot.customer_id).update(snapshot_gb_quota=60, snapshot_quota=1)
     project = recycle_bin.checks.reload_project(snapshot.project, snapshot.customer_id)
     with pytest.raises(QuotaExceeded, match="50 of 60"):
@@ -196,13 +196,13 @@ def test_the_gb_of_a_snapshot_in_the_bin_count_until_it_is_erased(member: Member
     other = SnapshotFactory(volume__project=project)
     with pytest.raises(QuotaExceeded, match="1 of 1"):
         recycle_bin.put_back(snapshot=snapshot, user=member.user)
-    services.request_deletion(snapshot=other, user=member.user, also_last=True)
+    services.request_deletion(snapshot=other, user=member.user, even_if_last=True)
     recycle_bin.put_back(snapshot=snapshot, user=member.user)
     assert Snapshot.objects.get(pk=snapshot.pk).state == State.READY
 
 
 def test_a_longer_time_counts_at_once_and_a_shorter_one_only_later(member: Membership) -> None:
-    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, also_last=True)
+    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, even_if_last=True)
     deleted_at = snapshot.delete_requested_at
     customer = Customer.objects.get(pk=snapshot.customer_id)
     for days, expected in ((30, 30), (2, 30), (None, 30)):
@@ -220,7 +220,7 @@ def test_a_longer_time_counts_at_once_and_a_shorter_one_only_later(member: Membe
 
 def test_without_days_in_the_bin_a_snapshot_is_deleted_for_good(member: Membership) -> None:
     Customer.objects.filter(pk=member.project.customer_id).update(recycle_bin_days=0)
-    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, also_last=True)
+    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, even_if_last=True)
     assert (snapshot.state, snapshot.bin_until) == (State.DELETING, None)
 
 
@@ -230,13 +230,13 @@ def test_failed_and_missing_snapshots_do_not_go_to_the_bin(member: Membership) -
         SnapshotFactory(volume=volume, failed=True),
         SnapshotFactory(volume=volume, missing_since=NOW),
     ):
-        assert services.request_deletion(snapshot=snapshot, user=member.user, also_last=True).state == State.DELETING
+        assert services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True).state == State.DELETING
 
 
 def test_the_scheduler_erases_it_when_its_time_is_over(member: Membership, storage_root: Path) -> None:
     snapshot = taken(member, storage_root)
     folder = next(storage_root.rglob(f"snapshots/{snapshot.pk}"))
-    snapshot = services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+    snapshot = services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
     until = snapshot.bin_until
     assert until is not None
     assert recycle_bin.erase_due(now=until - timedelta(seconds=1)) == 0
@@ -254,7 +254,7 @@ def test_the_scheduler_erases_it_when_its_time_is_over(member: Membership, stora
 
 
 def test_a_default_that_became_longer_counts_before_erasing(member: Membership, settings: Any) -> None:
-    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, also_last=True)
+    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, even_if_last=True)
     until = snapshot.bin_until
     assert until is not None
     settings.RECYCLE_BIN_DAYS = 9
@@ -264,7 +264,7 @@ def test_a_default_that_became_longer_counts_before_erasing(member: Membership, 
 
 
 def test_deleting_now_needs_its_name(member: Membership, client_for: Callable[..., Client]) -> None:
-    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, also_last=True)
+    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, even_if_last=True)
     with pytest.raises(WrongConfirmation):
         recycle_bin.erase(binned=snapshot, user=member.user, confirmation="another")
     url = reverse("snapshots:erase", args=[snapshot.pk])
@@ -280,7 +280,7 @@ def test_deleting_now_needs_its_name(member: Membership, client_for: Callable[..
 
 
 def test_the_list_shows_members_what_is_theirs(member: Membership, client_for: Callable[..., Client]) -> None:
-    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, also_last=True)
+    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, even_if_last=True)
     stranger = MembershipFactory()
     viewer = MembershipFactory(project=member.project, role=Role.VIEWER)
     page = client_for(member.user).get(reverse("snapshots:recycle_bin")).content.decode()
@@ -300,7 +300,7 @@ def test_an_empty_list_says_first_only_before_the_first(
     member: Membership, client_for: Callable[..., Client], address: str
 ) -> None:
     client, snapshot = client_for(member.user), charged(member)
-    services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+    services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
     page = client.get(address).text
     assert "Take your first" not in page and "Open the recycle bin" in page
     Snapshot.objects.filter(pk=snapshot.pk).update(bin_until=None)
@@ -333,7 +333,7 @@ def test_the_database_refuses_to_erase_what_is_in_the_bin(member: Membership) ->
 
 
 def test_actions_of_the_recycle_bin_are_in_the_activity_log(member: Membership) -> None:
-    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, also_last=True)
+    snapshot = services.request_deletion(snapshot=charged(member), user=member.user, even_if_last=True)
     recycle_bin.put_back(snapshot=snapshot, user=member.user)
     assert Activity.objects.filter(action__in=["snapshot.bin", "snapshot.put_back"], actor=member.user).count() == 2
 
@@ -430,7 +430,7 @@ def test_killed_at_any_statement_nothing_is_lost_or_charged_twice(name: str, sto
     snapshot = taken(member, storage_root)
     folder = next(storage_root.rglob(f"snapshots/{snapshot.pk}"))
     deed = {
-        "bin": lambda: services.request_deletion(snapshot=snapshot, user=member.user, also_last=True),
+        "bin": lambda: services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True),
         "put_back": lambda: recycle_bin.put_back(snapshot=snapshot, user=member.user),
         "erase": lambda: recycle_bin.erase(binned=snapshot, user=member.user, confirmation=snapshot.name),
     }

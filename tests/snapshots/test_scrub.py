@@ -234,7 +234,7 @@ def test_a_scrub_that_yielded_continues_where_it_stopped(member: Membership, sto
 def test_a_scrub_yields_to_a_deletion_and_is_deleted(
     running: Operation, member: Membership, storage_root: Path
 ) -> None:
-    services.request_deletion(snapshot=running.snapshot, user=member.user, also_last=True)
+    services.request_deletion(snapshot=running.snapshot, user=member.user, even_if_last=True)
     tasks.run_operation(running.pk)
     assert not Operation.objects.filter(pk=running.pk).exists()
     work()

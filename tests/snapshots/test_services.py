@@ -52,10 +52,10 @@ def snapshot(volume: Volume, member: Membership) -> Snapshot:
 def test_billing_ends_at_the_instant_the_deletion_is_accepted_and_not_when_it_is_done(
     snapshot: Snapshot, member: Membership
 ) -> None:
-    accepted = services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+    accepted = services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
     assert accepted.state == State.DELETING
     assert UsageSegment.objects.get().ended_at == accepted.delete_requested_at
-    again = services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+    again = services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
     assert again.delete_requested_at == accepted.delete_requested_at
     assert Operation.objects.filter(kind=Operation.Kind.DELETE).count() == 1
 
@@ -67,11 +67,11 @@ def test_neither_a_snapshot_nor_its_safety_snapshot_is_deleted_under_a_restore(
     Snapshot.objects.filter(pk=restore.safety_snapshot_id).update(state=State.READY, ready_at=snapshot.ready_at)
     for needed in (snapshot, restore.safety_snapshot):
         with pytest.raises(InvalidState, match="in use"):
-            services.request_deletion(snapshot=needed, user=member.user, also_last=True)
+            services.request_deletion(snapshot=needed, user=member.user, even_if_last=True)
 
 
 def test_a_name_is_free_again_once_its_snapshot_is_gone(snapshot: Snapshot, member: Membership, volume: Volume) -> None:
-    services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+    services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
     with pytest.raises(NameTaken):
         services.request_snapshot(source=volume, name="nightly", user=member.user)
     run_active_operations()
@@ -209,7 +209,7 @@ def test_where_only_the_latest_can_be_restored_an_earlier_one_is_refused_in_adva
             page = client.get(reverse(f"snapshots:{name}", args=[snapshot.pk])).content.decode()
             assert reason in page and "Undo restore</a>" not in page
 
-    services.request_deletion(snapshot=second, user=member.user, also_last=True)
+    services.request_deletion(snapshot=second, user=member.user, even_if_last=True)
     run_active_operations()
     assert offered(first)
 

@@ -180,7 +180,7 @@ def test_a_snapshot_deleted_in_the_cloud_can_only_be_renamed_or_deleted(
     ]
     with pytest.raises(InvalidState, match="was deleted in the cloud, outside the portal"):
         services.request_verification(snapshot=snapshot, user=member.user)
-    services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+    services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
     snapshot.refresh_from_db()
     assert snapshot.state == State.DELETING
 

@@ -175,7 +175,7 @@ def test_snapshots_that_vanish_during_their_deletion_are_deleted_once_and_charge
 
     Cloud.listed_snapshots = []
     deletions = [
-        lambda snapshot=snapshot: services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+        lambda snapshot=snapshot: services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
         for snapshot in snapshots
     ]
     at_once(*deletions, *[lambda: sync_location(Location.objects.get())] * 3)
@@ -220,7 +220,7 @@ def test_a_snapshot_that_reappears_during_its_deletion_costs_nothing(
         assert open_segments() == 0
         Cloud.listed_snapshots = [replace(snapshot_of(1), portal_uuid=snapshot.pk)]
         at_once(
-            lambda snapshot=snapshot: services.request_deletion(snapshot=snapshot, user=member.user, also_last=True),
+            lambda snapshot=snapshot: services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True),
             *[lambda: sync_location(Location.objects.get())] * 2,
         )
         run_active_operations()

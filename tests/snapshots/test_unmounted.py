@@ -56,7 +56,7 @@ def test_work_waits_until_the_storage_is_mounted_again(volume: Volume, member: M
     run_active_operations()
     disk = storage_root / volume.location_id / "snapshots" / str(deleted.pk) / "disk.img"
     snapshot = services.request_snapshot(source=volume, name="new", user=member.user)
-    services.request_deletion(snapshot=deleted, user=member.user, also_last=True)
+    services.request_deletion(snapshot=deleted, user=member.user, even_if_last=True)
     storage_root.rename(storage_root.with_name("unmounted"))
     for operation in Operation.objects.active():
         tasks.run_operation(operation.pk)

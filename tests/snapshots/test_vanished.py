@@ -45,7 +45,7 @@ def member(project: Project) -> User:  # noqa: F811
 
 def erase(snapshot: Snapshot, user: User) -> None:
     with zeal_ignore():  # another process does it
-        request_deletion(snapshot=snapshot, user=user, also_last=True)
+        request_deletion(snapshot=snapshot, user=user, even_if_last=True)
     tasks.run_operation(Operation.objects.get(kind=Operation.Kind.DELETE).pk)
     assert Snapshot.objects.get(pk=snapshot.pk).state == "deleted"
 

@@ -229,7 +229,6 @@ def test_another_customers_resources_are_unknown(client: Client, member: Members
 
 def test_a_location_says_why_it_cannot_be_chosen(client: Client, volume: Volume) -> None:
     empty = LocationFactory(code="1CNG-MDY-AZ01")
-    Package.objects.none()
     unsold = LocationFactory(code="1CNG-SIN-AZ01", country="SG", region="southeast-asia")
     page = client.get(reverse("snapshots:new")).text
     assert "Volume snapshots are not sold in 1CNG-SIN-AZ01." in page

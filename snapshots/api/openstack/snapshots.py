@@ -168,7 +168,7 @@ def delete_snapshot(call: Call, snapshot_id: str) -> HttpResponse:
     """
     snapshot = get_snapshot(call, snapshot_id)
     call.require(Act.DELETE)
-    services.request_deletion(snapshot=snapshot, user=call.user, also_last=goes_to_bin(snapshot))
+    services.request_deletion(snapshot=snapshot, user=call.user, even_if_last=goes_to_bin(snapshot))
     return accepted()
 
 

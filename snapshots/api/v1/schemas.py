@@ -147,7 +147,7 @@ class BinFilters(Paging):
 
 
 class DeletionFilters(Schema):
-    also_last: bool = Field(False, description="Delete it although no restore point of a disk remains.")
+    even_if_last: bool = Field(False, description="Delete it even if it is the last restore point of a disk.")
 
 
 class Body(Schema):

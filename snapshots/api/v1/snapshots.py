@@ -200,7 +200,7 @@ def delete_snapshot(request: HttpRequest, snapshot_id: UUID, filters: Query[sche
     call.require(Act.DELETE)
     snapshot = get_snapshot(call, snapshot_id)
     with unchanged(call, lambda: describe(call, snapshot_id)):
-        services.request_deletion(snapshot=snapshot, user=call.user, also_last=filters.also_last)
+        services.request_deletion(snapshot=snapshot, user=call.user, even_if_last=filters.even_if_last)
     return with_etag(describe(call, snapshot_id))
 
 

@@ -125,7 +125,7 @@ def test_captures_and_deletions_survive_the_death_of_their_worker(
 
     def delete(number: int) -> Operation:
         snapshot = snapshots.pop()
-        services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+        services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
         return snapshot.operations.get(kind=Operation.Kind.DELETE)
 
     for operation in deaths(delete):

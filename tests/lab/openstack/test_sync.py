@@ -280,7 +280,7 @@ def test_a_snapshot_made_in_the_cloud_is_shown_and_costs_what_the_rule_says(
     assert (second.state, open_segments()) == (State.DELETED, 0 if charged else 1)
 
     # deleted in the portal, it is deleted in the cloud
-    services.request_deletion(snapshot=first, user=member.user, also_last=True)
+    services.request_deletion(snapshot=first, user=member.user, even_if_last=True)
     run_active_operations()
     assert not list(other.snapshots())
     assert sync_location(Location.objects.get()).snapshots_new == 0
@@ -326,7 +326,7 @@ def test_a_snapshot_deleted_in_the_cloud_is_shown_as_missing_and_comes_back(
 
     # missing again, it can be deleted here, which succeeds and ends its charge
     sync_location(location)
-    services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+    services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
     run_active_operations()
     snapshot.refresh_from_db()
     assert (snapshot.state, open_segments()) == (State.DELETED, 0)

@@ -64,7 +64,7 @@ def test_a_snapshot_becomes_a_volume_and_is_deleted(store: CinderStore, volume: 
     assert (copy.state, copy.size_gb) == (Volume.State.AVAILABLE, 2)
     assert_holds(store, VolumeRef(uuid=copy.pk, name="copy", size_gb=2, backend_ref=copy.backend_ref), BEFORE)
 
-    services.request_deletion(snapshot=snapshot, user=member.user, also_last=True)
+    services.request_deletion(snapshot=snapshot, user=member.user, even_if_last=True)
     run_active_operations()
     snapshot.refresh_from_db()
     assert snapshot.state == State.DELETED

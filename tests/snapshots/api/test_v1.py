@@ -179,7 +179,7 @@ def test_a_snapshot_is_changed_locked_deleted_and_put_back(api: Api, volume: Vol
     changed = api("PATCH", path, {"name": "after", "note": "a note"}).json()
     assert (changed["name"], changed["note"]) == ("after", "a note")
     problem(api("DELETE", path), 409, "last-restore-point")
-    deleted = api("DELETE", f"{path}?also_last=true")
+    deleted = api("DELETE", f"{path}?even_if_last=true")
     assert (deleted.status_code, deleted.json()["state"]) == (200, "in_bin")
     assert [row["id"] for row in api.get("/recycle-bin")["items"]] == [taken]
     assert api.get("/snapshots")["items"] == []
@@ -387,7 +387,7 @@ def test_a_stale_etag_is_refused(api: Api, volume: Volume) -> None:
         stale = api(method, url, body, **{"If-Match": etag})
         assert problem(stale, 412, "changed") and stale["ETag"] == renamed["ETag"]
     assert api.get(path)["name"] == "two"
-    last = api("DELETE", f"{path}?also_last=true", **{"If-Match": f'"x", {renamed["ETag"]}'})
+    last = api("DELETE", f"{path}?even_if_last=true", **{"If-Match": f'"x", {renamed["ETag"]}'})
     assert last.status_code == 200
 
 

@@ -399,7 +399,7 @@ def test_a_backup_that_is_deleted_before_it_is_verified_ends_its_run(
     at = due_at(schedule)
     start_due_runs(at)
     run_active_operations()
-    services.request_deletion(snapshot=Snapshot.objects.get(), user=member.user, also_last=True)
+    services.request_deletion(snapshot=Snapshot.objects.get(), user=member.user, even_if_last=True)
     work()
     settle_runs(at)
     run = schedule.runs.get()
@@ -716,7 +716,7 @@ def test_the_database_lets_only_a_user_delete_a_pinned_backup(schedule: BackupSc
     run_once(schedule)
     with pytest.raises(IntegrityError, match="A pinned backup is never deleted automatically"):
         delete(pinned, DeletionCause.RETENTION)
-    services.request_deletion(snapshot=pinned, user=member.user, also_last=True)
+    services.request_deletion(snapshot=pinned, user=member.user, even_if_last=True)
     pinned.refresh_from_db()
     assert (pinned.state, pinned.deletion_cause) == (State.DELETING, DeletionCause.USER)
 

@@ -236,7 +236,7 @@ def test_a_snapshot_that_is_deleted_during_its_drill_has_not_failed_it(
     restore = LocalDriver.create_volume_from_snapshot
 
     def delete_first(driver: LocalDriver, *args: Any, **options: Any) -> None:
-        request_deletion(snapshot=plain.snapshot, user=member, also_last=True)
+        request_deletion(snapshot=plain.snapshot, user=member, even_if_last=True)
         tasks.run_operation(Operation.objects.get(kind=Operation.Kind.DELETE).pk)
         restore(driver, *args, **options)
 

@@ -140,7 +140,9 @@ def test_a_catalogue_waits_for_customers_work_and_ends_with_its_snapshot(disk: D
     waiting.delete()
     assert cataloguing.start_catalogues(timezone.now()) == 1
     assert not services.uses_of(disk.snapshot).exists()
-    services.request_deletion(snapshot=disk.snapshot, user=UserFactory(member_of=disk.snapshot.project), also_last=True)
+    services.request_deletion(
+        snapshot=disk.snapshot, user=UserFactory(member_of=disk.snapshot.project), even_if_last=True
+    )
     Operation.objects.filter(kind=Operation.Kind.DELETE).delete()
     tasks.run_operation(Operation.objects.get().pk)
     assert not Operation.objects.exists()

@@ -235,7 +235,7 @@ def test_an_expiry_date_waits_too_and_is_announced_after_the_decision(held: Snap
 
 @pytest.mark.django_db
 def test_a_user_may_delete_what_is_kept(held: Snapshot, user: User) -> None:
-    request_deletion(snapshot=held, user=user, also_last=True)
+    request_deletion(snapshot=held, user=user, even_if_last=True)
     held.refresh_from_db()
     assert held.state in (State.DELETING, State.DELETED)
 
