@@ -1,9 +1,11 @@
-"""What another owner approves of snapshots and volumes, as `cng_portal.accounts.approvals` says."""
+"""The actions on snapshots and volumes that another owner approves. See `cng_portal.accounts.approvals`."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from django.db import models
+from django.db.models import QuerySet
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -16,30 +18,34 @@ from .errors import ActionRefused
 from .models import Snapshot, SnapshotLock
 
 
-def register(
-    action: str, sentence: Any, model: type[models.Model], perform: Callable[[Any, Approval], object], *related: str
-) -> None:
-    def perform_approved(approval: Approval) -> None:
-        target = model._default_manager.select_related(*related).filter(pk=approval.target_id).first()
-        if target is None:
-            raise approvals.ActionRefused(_("It no longer exists."))
-        try:
-            perform(target, approval)
-        except ActionRefused as refusal:
-            raise approvals.ActionRefused(str(refusal)) from refusal
-
-    approvals.register(action, sentence, perform_approved)
+def get_target(rows: QuerySet[Any], approval: Approval) -> Any:
+    target = rows.filter(pk=approval.target_id).first()
+    if target is None:
+        raise approvals.ActionRefused(_("It no longer exists."))
+    return target
 
 
-def erase(binned: recycle_bin.Binned, approval: Approval) -> None:
-    recycle_bin.erase(binned=binned, user=approval.requested_by, confirmation=binned.name, approval=approval)
+@contextmanager
+def translated_refusals() -> Iterator[None]:
+    try:
+        yield
+    except ActionRefused as refusal:
+        raise approvals.ActionRefused(str(refusal)) from refusal
 
 
-def lift(lock: SnapshotLock, approval: Approval) -> None:
-    locks.lift_lock(lock=lock, user=approval.requested_by, reason=approval.reason, approval=approval)
+def erase(approval: Approval, *, model: type[recycle_bin.Binned]) -> None:
+    binned = get_target(model.objects.select_related("project"), approval)
+    with translated_refusals():
+        recycle_bin.erase(binned=binned, user=approval.requested_by, confirmation=binned.name, approval=approval)
+
+
+def lift_lock(approval: Approval) -> None:
+    lock = get_target(SnapshotLock.objects.select_related("snapshot"), approval)
+    with translated_refusals():
+        locks.lift_lock(lock=lock, user=approval.requested_by, reason=approval.reason, approval=approval)
 
 
 ERASE = gettext_lazy("Delete “%(target)s” from the recycle bin for good")
-register("erase_snapshot", ERASE, Snapshot, erase, "project")
-register("erase_volume", ERASE, Volume, erase, "project")
-register("lift_lock", gettext_lazy("Lift the lock of “%(target)s”"), SnapshotLock, lift, "snapshot")
+approvals.register("erase_snapshot", ERASE, partial(erase, model=Snapshot))
+approvals.register("erase_volume", ERASE, partial(erase, model=Volume))
+approvals.register("lift_lock", gettext_lazy("Lift the lock of “%(target)s”"), lift_lock)

@@ -14,7 +14,7 @@ from django.utils.html import format_html
 from django.utils.safestring import SafeString
 from django.utils.translation import gettext
 
-from cng_portal.accounts.approvals import say_asked
+from cng_portal.accounts.approvals import REQUESTED
 from cng_portal.accounts.models import User
 from cng_portal.common.admin import ReadOnly, SupportAdmin
 
@@ -61,7 +61,7 @@ class SnapshotLockAdmin(ReadOnly, SupportAdmin):
                 form.add_error(None, str(refusal))
             else:
                 is_lifted = lifted.lifted_at is not None
-                text = gettext("The account is told that it is lifted.") if is_lifted else say_asked()
+                text = gettext("The account is told that it is lifted.") if is_lifted else REQUESTED
                 self.message_user(request, text, messages.SUCCESS)
                 return HttpResponseRedirect(back)
         context = {

@@ -20,7 +20,7 @@ from billing import rating
 from billing.balance import get_balance
 from billing.models import UsageSegment
 from billing.pricing.prices import PriceList, Quote
-from cng_portal.accounts.approvals import needs_second_owner
+from cng_portal.accounts.approvals import request_approval_if_needed
 from cng_portal.accounts.models import Approval, BillingType, Customer, Project, Role, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
@@ -294,8 +294,8 @@ def lock_scheduled(snapshot: Snapshot, *, days: int) -> SnapshotLock | None:
 def lift_lock(*, lock: SnapshotLock, user: User, reason: str, approval: Approval | None = None) -> SnapshotLock:
     """Lift a lock, and tell everybody of the customer who did it and why. No-op if it was lifted or has ended.
 
-    It holds while another owner has to approve: then `lifted_at` is empty. Raises PermissionDenied for anybody but an owner
-    of the project or an administrator, InvalidState once a Compliance lock is final, InvalidLock without a reason.
+    While it waits for another owner's approval, `lifted_at` stays empty. Raises PermissionDenied for anybody but an owner of
+    the project or an administrator, InvalidState once a Compliance lock is final, InvalidLock without a reason.
     """
     with transaction.atomic():
         lock_customer(lock.snapshot.customer_id)
@@ -314,7 +314,7 @@ def lift_lock(*, lock: SnapshotLock, user: User, reason: str, approval: Approval
         reason = reason.strip()[:MAX_REASON_LENGTH]
         if not reason:
             raise InvalidLock(_("Enter why you lift it. Everybody of the account is told."), "reason")
-        if needs_second_owner(
+        if request_approval_if_needed(
             action="lift_lock",
             target=held,
             customer_id=snapshot.customer_id,

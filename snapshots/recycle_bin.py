@@ -26,7 +26,7 @@ from billing import rating
 from billing.models import UsageSegment
 from billing.pricing.prices import PriceList, Quote
 from billing.usage import charge_gap
-from cng_portal.accounts.approvals import needs_second_owner
+from cng_portal.accounts.approvals import request_approval_if_needed
 from cng_portal.accounts.models import Approval, Customer, User
 from cng_portal.accounts.services import lock_customer
 from cng_portal.activity import services as activity
@@ -46,7 +46,7 @@ from .storage.contract import GIB
 logger = structlog.stdlib.get_logger(__name__)
 
 BATCH_SIZE = 200
-# Of customers that have a second owner approve what is deleted past it.
+# Where a second owner approves deletions past the bin.
 MIN_DAYS_WITH_APPROVAL = 3
 
 Binned = Snapshot | Volume
@@ -231,7 +231,8 @@ def name_of_gap(name: str) -> str:
 def erase(*, binned: Binned, user: User, confirmation: str, approval: Approval | None = None) -> Binned:
     """Erase what is in the recycle bin now. `confirmation` has to be its name. No-op if it was erased before.
 
-    It stays in the bin while another owner has to approve. Raises InvalidState if it was put back, and WrongConfirmation.
+    It stays in the bin while it waits for another owner's approval. Raises InvalidState if it was put back, and
+    WrongConfirmation.
     """
     with transaction.atomic():
         lock_customer(binned.customer_id)
@@ -243,7 +244,7 @@ def erase(*, binned: Binned, user: User, confirmation: str, approval: Approval |
             raise WrongConfirmation(
                 _("That is not its name. Type “%(name)s” to delete it for good.") % {"name": binned.name}
             )
-        waits = binned.is_in_bin and needs_second_owner(
+        must_wait = binned.is_in_bin and request_approval_if_needed(
             action=f"erase_{binned._meta.model_name}",
             target=binned,
             customer_id=binned.project.customer_id,
@@ -252,7 +253,7 @@ def erase(*, binned: Binned, user: User, confirmation: str, approval: Approval |
             at=timezone.now(),
             approval=approval,
         )
-        if not waits:
+        if not must_wait:
             start_erasing(binned, user=user)
         binned.refresh_from_db(fields=["bin_until"])
     return binned

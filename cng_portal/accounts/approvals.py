@@ -1,8 +1,8 @@
-"""A second owner's approval of what one stolen password must not be enough for.
+"""Approval by a second owner, so that one stolen password can't do irreversible harm.
 
 Where a customer `needs_approval`, deleting past the recycle bin, lifting a lock and changing who is an owner wait for
-another owner. The service that would act calls `needs_second_owner`, which writes the request; approving it calls the
-service again, in the name of who asked. Each app registers its actions.
+another owner. The service that would act calls `request_approval_if_needed`. When the request is approved, its handler
+calls the service again as the user who requested it. Each app registers its handlers.
 """
 
 from collections.abc import Callable, Iterable
@@ -31,6 +31,8 @@ VALID_FOR = timedelta(hours=72)
 BATCH_SIZE = 200
 TURN_OFF = "turn_off"
 
+REQUESTED = gettext_lazy("Another owner has to approve it within 72 hours. They have been notified.")
+
 # Sends `users`, `key`, `message`, which returns title and text, and `url`.
 approval_event = Signal()
 
@@ -41,7 +43,7 @@ class ActionRefused(Exception):
 
 @dataclass(frozen=True)
 class Handler:
-    """`sentence` says what is asked for, with %(target)s; `perform` does it, or raises ActionRefused."""
+    """`sentence` describes the action, with %(target)s and %(role)s. `perform` does it, or raises ActionRefused."""
 
     sentence: str | Promise
     perform: Callable[[Approval], object]
@@ -55,7 +57,7 @@ def register(action: str, sentence: str | Promise, perform: Callable[[Approval],
 
 
 def describe(approval: Approval) -> str:
-    """Return what is asked for, such as `Lift the lock of “nightly-1”`."""
+    """Return the requested action in words, such as `Lift the lock of “nightly-1”`."""
     role = Role(approval.role).label if approval.role else ""
     return str(HANDLERS[approval.action].sentence) % {"target": approval.target_name, "role": role}
 
@@ -66,10 +68,7 @@ def owners_of(customer_id: UUID) -> models.QuerySet[User]:
     return User.objects.filter(is_active=True, customer=customer_id, **owned).distinct()
 
 
-# --- asking ----------------------------------------------------------------------------------------------------------
-
-
-def needs_second_owner(
+def request_approval_if_needed(
     *,
     action: str,
     target: models.Model,
@@ -80,43 +79,47 @@ def needs_second_owner(
     project: Project | None = None,
     **arguments: str,
 ) -> bool:
-    """Return whether another owner has to approve the action first, and ask them unless they have been asked.
+    """Return whether the action has to wait for another owner. If so, request their approval, once.
 
-    `approval` is the one that the caller acts on. The caller must hold the customer's lock, and have made its checks.
-    Raises ActionRefused if something else is asked for the same target.
+    Call it after all other checks, holding the customer's lock, and do nothing if it returns True. `approval` is the
+    approved request that the caller carries out. `arguments` are fields of the request: `role`, `reason`. Raises
+    ActionRefused if another role is already requested for the same target.
     """
     customer = Customer.objects.get(pk=customer_id)
     key: dict[str, Any] = {"action": action, "target_id": str(target.pk), "customer": customer}
     if approval is not None:
         if any(getattr(approval, name) != value for name, value in key.items()):
-            raise ValueError(f"{approval} is of something else")
+            raise ValueError(f"{approval} approves something else")
         return False
     if not customer.needs_approval:
         return False
     Approval.objects.filter(**key, outcome="", expires_at__lte=at).update(
         outcome=Approval.Outcome.EXPIRED, decided_at=at
     )
-    others = {"requested_at": at, "expires_at": at + VALID_FOR, "project": project, "target_name": str(target)[:254]}
-    asked, is_new = Approval.objects.get_or_create(
-        **key, outcome="", defaults=others | arguments | {"requested_by": by}
+    request, is_new = Approval.objects.get_or_create(
+        **key,
+        outcome="",
+        defaults={
+            "project": project,
+            "target_name": str(target)[:254],
+            "requested_by": by,
+            "requested_at": at,
+            "expires_at": at + VALID_FOR,
+            **arguments,
+        },
     )
-    if not is_new and asked.role != arguments.get("role", ""):
-        raise ActionRefused(_("Something else is waiting for approval here. Withdraw it or have it decided first."))
     if is_new:
-        record("request", asked, by)
-        notify_asked(asked)
+        record("request", request, by)
+        notify_owners(request)
+    elif request.role != arguments.get("role", ""):
+        raise ActionRefused(_("Something else is waiting for approval here. Withdraw it or have it decided first."))
     return True
-
-
-def say_asked() -> str:
-    """Return what users read after they asked."""
-    return _("Another owner has to approve it within 72 hours. They have been notified.")
 
 
 def set_needed(
     *, customer: Customer, needed: bool, by: User, at: datetime, approval: Approval | None = None
 ) -> Customer:
-    """Turn the second owner on or off. Turning it off needs one, too: then nothing has changed yet.
+    """Turn approvals on or off. Turning them off waits for an approval, too: the customer is returned unchanged.
 
     Raises PermissionDenied for anybody but an owner, and ActionRefused while there is only one.
     """
@@ -125,12 +128,12 @@ def set_needed(
         customer = Customer.objects.get(pk=customer.pk)
         owners = owners_of(customer.pk)
         if not owners.filter(pk=by.pk).exists():
-            raise PermissionDenied(_("Only owners can decide that."))
+            raise PermissionDenied(_("Only owners can change this."))
         if customer.needs_approval == needed:
             return customer
         if needed and owners.count() < 2:
-            raise ActionRefused(_("Your account has one owner only. Make another of its users an owner first."))
-        if not needed and needs_second_owner(
+            raise ActionRefused(_("Your account has one owner only. Make another user an owner first."))
+        if not needed and request_approval_if_needed(
             action=TURN_OFF, target=customer, customer_id=customer.pk, by=by, at=at, approval=approval
         ):
             return customer
@@ -156,28 +159,24 @@ def turn_off(approval: Approval) -> None:
 register(TURN_OFF, gettext_lazy("Turn off the approval by a second owner"), turn_off)
 
 
-# --- deciding --------------------------------------------------------------------------------------------------------
-
-
 def can_decide(approval: Approval, user: User) -> bool:
-    """Return whether the user may approve or refuse it: another owner of the customer."""
+    """Return whether the user may approve or refuse the request: as another owner of the customer."""
     is_owner = user.owns_customer and user.customer_id == approval.customer_id
     return is_owner and user.pk != approval.requested_by_id
 
 
 def decide(*, approval: Approval, outcome: str, by: User, at: datetime) -> Approval:
-    """Approve the request and do what it asks for, refuse it, or withdraw one's own.
+    """Approve the request and carry it out, refuse it, or withdraw one's own.
 
-    Raises PermissionDenied, and ActionRefused if it is no longer open or can't be done: then it stays open.
+    Raises PermissionDenied, and ActionRefused if it is no longer open, or if it can't be carried out, so that it stays open.
     """
     with transaction.atomic():
         lock_customer(approval.customer_id)
         by = User.objects.get(pk=by.pk)
-        is_own = outcome == Approval.Outcome.WITHDRAWN
-        if not (approval.requested_by_id == by.pk if is_own else can_decide(approval, by)):
+        withdraws = outcome == Approval.Outcome.WITHDRAWN
+        if not (approval.requested_by_id == by.pk if withdraws else can_decide(approval, by)):
             raise PermissionDenied(_("Another owner of the account has to decide this."))
-        opened = Approval.objects.open(at).filter(pk=approval.pk)
-        if not opened.update(outcome=outcome, decided_by=by, decided_at=at):
+        if not Approval.objects.open(at).filter(pk=approval.pk).update(outcome=outcome, decided_by=by, decided_at=at):
             raise ActionRefused(_("This request is no longer open. Nothing was done."))
         approval = Approval.objects.select_related("customer", "project", "requested_by").get(pk=approval.pk)
         record(str(outcome), approval, by)
@@ -189,13 +188,13 @@ def decide(*, approval: Approval, outcome: str, by: User, at: datetime) -> Appro
                     _("%(user)s may no longer do this, so it can't be approved. Refuse it.")
                     % {"user": approval.requested_by}
                 ) from error
-        if not is_own:
-            notify_decided(approval)
+        if not withdraws:
+            notify_requester(approval)
     return approval
 
 
 def expire_due(*, now: datetime) -> None:
-    """Close the requests that nobody has decided in time, and notify those who asked."""
+    """Expire the requests that nobody decided in time, and notify their requesters."""
     due = Approval.objects.filter(outcome="", expires_at__lte=now).select_related("requested_by")
     for_each(due[:BATCH_SIZE], partial(expire, now=now))
 
@@ -205,8 +204,8 @@ def expire(approval: Approval, *, now: datetime) -> None:
         return _("Nobody decided your request"), _("%(what)s. Nothing was done.") % {"what": describe(approval)}
 
     with transaction.atomic():
-        opened = Approval.objects.filter(pk=approval.pk, outcome="")
-        if opened.update(outcome=Approval.Outcome.EXPIRED, decided_at=now):
+        undecided = Approval.objects.filter(pk=approval.pk, outcome="")
+        if undecided.update(outcome=Approval.Outcome.EXPIRED, decided_at=now):
             send(approval, [approval.requested_by], "expired", message)
 
 
@@ -216,27 +215,24 @@ def record(action: str, approval: Approval, by: User) -> None:
     activity.record(action=f"approval.{action}", actor=by, target=target, after=after)
 
 
-# --- notifications ---------------------------------------------------------------------------------------------------
-
-
-def notify_asked(approval: Approval) -> None:
+def notify_owners(approval: Approval) -> None:
     def message() -> tuple[str, str]:
         values = {"user": approval.requested_by, "what": describe(approval), "time": minute(approval.expires_at)}
-        text = _("%(what)s. Approve or refuse it by %(time)s; after that it isn't done.") % values
+        text = _("%(what)s. Approve or refuse it by %(time)s; after that it expires.") % values
         if approval.reason:
             text += "\n" + _("Reason: %(reason)s") % {"reason": approval.reason}
-        text += "\n" + _("If you don't expect this, refuse it, and ask %(user)s whether they did it.") % values
+        text += "\n" + _("If you didn't expect this, refuse it, and ask %(user)s about it.") % values
         return _("%(user)s needs your approval") % values, text
 
-    send(approval, owners_of(approval.customer_id).exclude(pk=approval.requested_by_id), "asked", message)
+    send(approval, owners_of(approval.customer_id).exclude(pk=approval.requested_by_id), "requested", message)
 
 
-def notify_decided(approval: Approval) -> None:
+def notify_requester(approval: Approval) -> None:
     def message() -> tuple[str, str]:
         values = {"user": approval.decided_by, "what": describe(approval)}
         is_approved = approval.outcome == Approval.Outcome.APPROVED
         title = _("%(user)s approved your request") if is_approved else _("%(user)s refused your request")
-        text = _("%(what)s. It has been done in your name.") if is_approved else _("%(what)s. Nothing was done.")
+        text = _("%(what)s. This was done in your name.") if is_approved else _("%(what)s. Nothing was done.")
         return title % values, text % values
 
     send(approval, [approval.requested_by], "decided", message)

@@ -167,7 +167,7 @@ def close_invitation(invitation: Invitation, *, at: datetime) -> bool:
 
 
 def accept(*, invitation: Invitation, user: User, at: datetime) -> Membership:
-    """Join the project in the role offered, but not as an owner whom another has to approve. A member keeps their role."""
+    """Join the project in the role offered, or as a member where owners need approval. Members keep their role."""
     with transaction.atomic():
         lock_customer(invitation.project.customer_id)
         acceptable = acceptable_invitations(at=at).filter(pk=invitation.pk)
@@ -177,7 +177,7 @@ def accept(*, invitation: Invitation, user: User, at: datetime) -> Membership:
             raise ActionRefused(_("The invitation was used or revoked, or has expired. Ask for a new one."))
         role = invitation.role
         if role == Role.OWNER and Customer.objects.get(pk=invitation.project.customer_id).needs_approval:
-            role = Role.MEMBER  # It was sent before that was turned on.
+            role = Role.MEMBER  # It was sent before approvals were turned on.
         membership, _created = Membership.objects.get_or_create(
             project=invitation.project, user=user, defaults={"role": role}
         )
@@ -206,7 +206,7 @@ def sign_up(*, invitation: Invitation, name: str, password: str, at: datetime) -
 
 
 def change_role(*, membership: Membership, role: str, by: User, approval: Approval | None = None) -> Membership:
-    """Change a member's role. Where another owner has to approve who is an owner, it is unchanged until they do."""
+    """Change a member's role. Making or unmaking an owner may have to wait for approval: then the role is unchanged."""
     with transaction.atomic():
         lock_customer(membership.project.customer_id)
         require_owner(User.objects.get(pk=by.pk), membership.project)
@@ -216,7 +216,7 @@ def change_role(*, membership: Membership, role: str, by: User, approval: Approv
             return membership
         if role != Role.OWNER:
             require_another_owner(membership)
-        if Role.OWNER in (role, before) and approvals.needs_second_owner(
+        if Role.OWNER in (role, before) and approvals.request_approval_if_needed(
             action=CHANGE_ROLE,
             target=membership,
             customer_id=membership.project.customer_id,

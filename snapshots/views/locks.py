@@ -14,7 +14,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import ngettext
 from django.views.decorators.http import require_http_methods
 
-from cng_portal.accounts.approvals import say_asked
+from cng_portal.accounts.approvals import REQUESTED
 from cng_portal.accounts.models import BillingType, Role
 from cng_portal.accounts.submissions import submit_once
 from cng_portal.common.money import format_amount
@@ -125,7 +125,7 @@ def lift_lock(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
     lift = partial(locks.lift_lock, lock=held, user=request.user)
     if lifted := submit(request, form, lambda: lift(reason=form.cleaned_data["reason"])):
         if lifted.lifted_at is None:
-            messages.info(request, say_asked())
+            messages.info(request, REQUESTED)
             return redirect("accounts:approvals")
         messages.success(request, _("“%(name)s” is no longer locked.") % {"name": snapshot.name})
         return redirect("snapshots:snapshot", snapshot.pk)

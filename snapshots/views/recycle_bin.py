@@ -16,7 +16,7 @@ from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy, ngettext
 from django.views.decorators.http import require_GET, require_http_methods
 
-from cng_portal.accounts.approvals import say_asked
+from cng_portal.accounts.approvals import REQUESTED
 from cng_portal.accounts.submissions import submit_once
 from cng_portal.common.money import format_amount, format_price
 from cng_portal.common.pages import Order, page_of
@@ -240,7 +240,7 @@ def show_erasing(request: HttpRequest, binned: Binned) -> HttpResponse:
     save = partial(recycle_bin.erase, binned=binned, user=request.user)
     if erased := submit(request, form, lambda: save(**form.cleaned_data), field="confirmation"):
         if erased.is_in_bin:
-            messages.info(request, say_asked())
+            messages.info(request, REQUESTED)
             return redirect("accounts:approvals")
         messages.success(request, _("“%(name)s” is being erased.") % {"name": binned.name})
         return redirect(row.list_url)

@@ -303,7 +303,7 @@ def test_the_page_lists_requests_and_decides_them(
     assert client_for(second).post(url, {"outcome": "expire"}).status_code == 400
     assert client_for(second).post(url).status_code == 400
     page = client_for(second).post(url, {"outcome": "approve"}, follow=True).text
-    assert "You approved it, and it has been done." in page and "by Thiri" in page
+    assert "You approved the request, and it was carried out." in page and "by Thiri" in page
     assert role_of(member) == Role.OWNER
     page = client_for(second).post(url, {"outcome": "refuse"}, follow=True).text
     assert "no longer open" in page

@@ -1,5 +1,7 @@
-"""Requests that another owner has to approve, and whether an account asks for that."""
+"""The approvals page: requests that another owner has to approve, and the setting that requires approvals."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from uuid import UUID
 
 from django.contrib import messages
@@ -11,26 +13,37 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST
 
 from cng_portal.accounts import approvals
-from cng_portal.accounts.models import Approval
+from cng_portal.accounts.models import Approval, User
 
 DECIDED_SHOWN = 20
 
 
+@dataclass(frozen=True)
+class ApprovalRow:
+    approval: Approval
+    text: str
+    can_decide: bool
+
+
+def build_rows(requests: Iterable[Approval], user: User) -> list[ApprovalRow]:
+    return [ApprovalRow(row, approvals.describe(row), approvals.can_decide(row, user)) for row in requests]
+
+
 @require_http_methods(["GET", "POST"])
 def approval_list(request: HttpRequest) -> HttpResponse:
-    """List open and decided requests. By POST, owners decide with `needed` whether the account asks for approvals."""
+    """List open and decided requests. POST turns approvals on or off: `needed` is "yes" or "no"."""
     user, now = request.user, timezone.now()
     if request.method == "POST":
         needed = request.POST.get("needed") == "yes"
         if not user.owns_customer:
-            raise PermissionDenied(_("Only owners can decide that."))
+            raise PermissionDenied(_("Only owners can change this."))
         try:
             customer = approvals.set_needed(customer=user.customer, needed=needed, by=user, at=now)
         except approvals.ActionRefused as refusal:
             messages.error(request, str(refusal))
         else:
             if customer.needs_approval != needed:
-                text = approvals.say_asked()
+                text = str(approvals.REQUESTED)
             elif needed:
                 text = _("From now on, another owner has to approve these actions.")
             else:
@@ -39,14 +52,8 @@ def approval_list(request: HttpRequest) -> HttpResponse:
         return redirect("accounts:approvals")
     visible = Approval.objects.visible_to(user).select_related("requested_by", "decided_by")
     context = {
-        "open": [
-            (approval, approvals.describe(approval), approvals.can_decide(approval, user))
-            for approval in visible.open(now)
-        ],
-        "closed": [
-            (approval, approvals.describe(approval))
-            for approval in visible.exclude(pk__in=visible.open(now))[:DECIDED_SHOWN]
-        ],
+        "open": build_rows(visible.open(now), user),
+        "closed": build_rows(visible.exclude(pk__in=visible.open(now))[:DECIDED_SHOWN], user),
         "customer": user.customer if user.owns_customer else None,
     }
     return render(request, "accounts/approvals.html", context)
@@ -55,18 +62,18 @@ def approval_list(request: HttpRequest) -> HttpResponse:
 @require_POST
 def decide(request: HttpRequest, approval_id: UUID) -> HttpResponse:
     approval = get_object_or_404(Approval.objects.visible_to(request.user), pk=approval_id)
-    done = {
-        Approval.Outcome.APPROVED: _("You approved it, and it has been done."),
-        Approval.Outcome.REFUSED: _("You refused it. Nothing was done."),
-        Approval.Outcome.WITHDRAWN: _("You withdrew it. Nothing was done."),
+    confirmations = {
+        Approval.Outcome.APPROVED: _("You approved the request, and it was carried out."),
+        Approval.Outcome.REFUSED: _("You refused the request. Nothing was changed."),
+        Approval.Outcome.WITHDRAWN: _("You withdrew the request. Nothing was changed."),
     }
     outcome = request.POST.get("outcome", "")
-    if outcome not in done:
-        return HttpResponseBadRequest(_("Approve it, refuse it, or withdraw it."))
+    if outcome not in confirmations:
+        return HttpResponseBadRequest(_("Approve, refuse or withdraw the request."))
     try:
         approvals.decide(approval=approval, outcome=outcome, by=request.user, at=timezone.now())
     except approvals.ActionRefused as refusal:
         messages.error(request, str(refusal))
     else:
-        messages.success(request, done[Approval.Outcome(outcome)])
+        messages.success(request, confirmations[Approval.Outcome(outcome)])
     return redirect("accounts:approvals")

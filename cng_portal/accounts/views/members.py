@@ -15,7 +15,7 @@ from django.utils.translation import gettext as _
 from django.views.decorators.http import require_http_methods, require_POST
 
 from cng_portal.accounts import roles
-from cng_portal.accounts.approvals import say_asked
+from cng_portal.accounts.approvals import REQUESTED
 from cng_portal.accounts.forms import InvitationForm, RoleForm, SignUpForm
 from cng_portal.accounts.models import Invitation, Membership, Project, User
 from cng_portal.accounts.submissions import submit_once
@@ -90,7 +90,7 @@ def change_role(request: HttpRequest, membership_id: int) -> HttpResponse:
         else:
             names = {"user": changed.user, "role": changed.get_role_display()}
             is_done = changed.role == form.cleaned_data["role"]
-            messages.success(request, _("New role of %(user)s: %(role)s.") % names if is_done else say_asked())
+            messages.success(request, _("New role of %(user)s: %(role)s.") % names if is_done else REQUESTED)
             return redirect("project", membership.project_id)
     return render(request, "accounts/role.html", {"membership": membership, "form": form})
 
