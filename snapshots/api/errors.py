@@ -1,6 +1,6 @@
-"""Django's handler404 and handler500: an API answers errors outside of its views as JSON, in its own shape.
+"""Django's handler404 and handler500: below an API's paths, errors outside of its views are JSON in that API's format.
 
-Logs and signals are the same as for pages, because Django calls these after them.
+Logs and signals are the same as for pages, because Django calls these handlers after them.
 """
 
 import sys
@@ -16,8 +16,8 @@ from cng_portal.common.log_context import get_request_id
 from .openstack.calls import respond_cinder, respond_keystone
 from .v1.problems import respond_plain
 
-# By the beginning of the path.
-SHAPES: dict[str, Callable[[int, str], HttpResponse]] = {
+# By the prefix of the path.
+FORMATS: dict[str, Callable[[int, str], HttpResponse]] = {
     "/identity": respond_keystone,
     "/volume/": respond_cinder,
     "/api/": respond_plain,
@@ -25,8 +25,9 @@ SHAPES: dict[str, Callable[[int, str], HttpResponse]] = {
 
 
 def api_error(request: HttpRequest, status: int, message: str) -> HttpResponse | None:
-    """Return the error in the shape of the API that the path belongs to, None for a page."""
-    return next((shape(status, message) for path, shape in SHAPES.items() if request.path.startswith(path)), None)
+    """Return the error in the format of the path's API, None for a page."""
+    formats = (respond for prefix, respond in FORMATS.items() if request.path.startswith(prefix))
+    return next((respond(status, message) for respond in formats), None)
 
 
 def not_found(request: HttpRequest, exception: Exception) -> HttpResponse:

@@ -1,4 +1,4 @@
-"""/api/v1, put together: authentication, errors, the handlers, and the schema that the documentation is made from."""
+"""/api/v1: the routers with their authentication and errors, and the OpenAPI schema that the reference is made from."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -12,7 +12,7 @@ from ninja import NinjaAPI
 from cng_portal.common.decorators import factor_not_required
 
 from . import bills, inventory, operations, snapshots
-from .calls import Bearer, Secret, Token, framed
+from .calls import Bearer, Secret, Token, handle_call
 from .problems import STATUSES, Problem, ProblemDocument, problem_of, respond
 
 WRITES = ("post", "put", "patch", "delete")
@@ -22,21 +22,21 @@ HEADERS: dict[str, dict[str, Any]] = {
         "name": "Idempotency-Key",
         "required": False,
         "schema": {"type": "string", "minLength": 1, "maxLength": 255},
-        "description": "Of your choice, such as a UUID. The same request again within a day is answered as the first.",
+        "description": "A key of your choice, such as a UUID. Repeating it within 24 hours returns the first response.",
     },
     "If-Match": {
         "in": "header",
         "name": "If-Match",
         "required": False,
         "schema": {"type": "string"},
-        "description": "The ETag that you read. If the object has changed since, nothing is done (412).",
+        "description": "The ETag that you read. If the object has changed since, the request is refused (412).",
     },
 }
 
 
 class Api(NinjaAPI):
     def on_exception(self, request: HttpRequest, exc: Any) -> HttpResponse:
-        """Answer with a problem. A fault of the portal goes on to Django, which logs it: see ../errors.py."""
+        """Respond with a problem. Unexpected errors go on to Django, which logs them: see ../errors.py."""
         problem = problem_of(exc)
         if problem is None:
             raise exc
@@ -46,43 +46,48 @@ class Api(NinjaAPI):
         return str(operation.view_func.__name__)
 
     def get_openapi_schema(self, **kwargs: Any) -> Any:
-        """Add the errors and headers that all operations have in common."""
+        """Add what the handlers don't declare: the errors and headers of each operation."""
         schema = super().get_openapi_schema(**kwargs)
-        schema["components"]["schemas"]["Problem"] = ProblemDocument.model_json_schema(
-            ref_template="#/components/schemas/{model}"
-        )
-        schema["components"]["schemas"] |= schema["components"]["schemas"]["Problem"].pop("$defs")
+        problem = ProblemDocument.model_json_schema(ref_template="#/components/schemas/{model}")
+        schema["components"]["schemas"] |= problem.pop("$defs") | {"Problem": problem}
         content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
         for path, methods in schema["paths"].items():
             for method, operation in methods.items():
                 operation["summary"] = operation["operationId"].replace("_", " ").capitalize()
-                is_write, is_of_object = method in WRITES, "{" in path
-                statuses = [400, 401, 403, 413, 422, 500]
-                statuses += (
-                    [404] if is_of_object or is_write or "quotes" in path or operation["tags"] == ["Bills"] else []
-                )
-                statuses += [409] if is_write or "quotes" in path else []
-                statuses += [429] if is_write else []
-                statuses += [412] if is_write and is_of_object else []
-                for status in sorted(statuses):
+                for status in error_statuses(path, method, operation["tags"]):
                     operation["responses"][status] = {"description": STATUSES[status], "content": content}
-                if is_write:
+                if method in WRITES:
                     operation["parameters"].append(HEADERS["Idempotency-Key"])
-                if is_write and is_of_object:
-                    operation["parameters"].append(HEADERS["If-Match"])
+                    if "{" in path:
+                        operation["parameters"].append(HEADERS["If-Match"])
         return schema
+
+
+def error_statuses(path: str, method: str, tags: list[str]) -> list[int]:
+    """Return the statuses of an operation's errors, in ascending order."""
+    is_write, has_id, is_quote = method in WRITES, "{" in path, "quotes" in path
+    statuses = {400, 401, 403, 413, 422, 500}
+    if is_write or has_id or is_quote or tags == ["Bills"]:
+        statuses.add(404)
+    if is_write or is_quote:
+        statuses.add(409)
+    if is_write:
+        statuses.add(429)
+    if is_write and has_id:
+        statuses.add(412)
+    return sorted(statuses)
 
 
 api = Api(
     title="1CNG portal",
     version="1",
-    description="What OpenStack's API has no word for: prices, quotes, progress, locks, the recycle bin, bills, activity.",
+    description="What OpenStack's API doesn't cover: prices, quotes, progress, locks, the recycle bin, bills, activity.",
     openapi_url=None,
     docs_url=None,
     urls_namespace="v1",
     auth=[Bearer(), Token(), Secret()],
 )
-api.add_decorator(framed)
+api.add_decorator(handle_call)
 for module in (inventory, snapshots, operations, bills):
     api.add_router("", module.router)
 
@@ -100,7 +105,7 @@ def not_allowed(allowed: str) -> HttpResponse:
 
 
 def public(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Let a view of ninja be reached without a session, and answer a wrong method with a problem."""
+    """Let a view of ninja be called without a session, and respond to a wrong method with a problem."""
 
     @factor_not_required
     @login_not_required

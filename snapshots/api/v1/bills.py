@@ -1,4 +1,4 @@
-"""Usage and invoices of the credential's project, for owners, and its activity log."""
+"""Usage, invoices and activity of the credential's project. Usage and invoices are for owners."""
 
 from collections.abc import Iterable
 from datetime import date
@@ -23,7 +23,7 @@ BY_TIME = Order("", "at", descending=True)
 
 @router.get("/usage", response=schemas.UsagePage, url_name="usage", tags=["Bills"])
 def list_usage(request: HttpRequest, filters: Query[schemas.UsageFilters]) -> Any:
-    """What the project used, not invoiced yet and then invoiced, as on the account statement."""
+    """List the project's usage as on the account statement: first what isn't invoiced yet, then what is."""
     call = call_of(request)
     customer = call.get_billed_customer()
     month = date.fromisoformat(f"{filters.month}-01") if filters.month else None
@@ -56,7 +56,7 @@ def describe_usage(row: Row) -> dict[str, Any]:
 
 @router.get("/invoices", response=schemas.page_schema(schemas.Invoice), url_name="invoices", tags=["Bills"])
 def list_invoices(request: HttpRequest, filters: Query[Paging]) -> Any:
-    """The newest month first, with this project's share."""
+    """List invoices with this project's share, the newest first."""
     call = call_of(request)
     customer = call.get_billed_customer()
 
@@ -82,7 +82,7 @@ def list_invoices(request: HttpRequest, filters: Query[Paging]) -> Any:
 
 @router.get("/activity", response=schemas.page_schema(schemas.ActivityEntry), url_name="activity", tags=["Activity"])
 def list_activity(request: HttpRequest, filters: Query[schemas.ActivityFilters]) -> Any:
-    """Who did what in the project, the newest first."""
+    """List who did what in the project, the newest first."""
     call = call_of(request)
     rows = Activity.objects.visible_to(call.user).filter(project=call.project)
     if filters.action:

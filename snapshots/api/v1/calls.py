@@ -1,6 +1,6 @@
-"""What every handler of /api/v1 stands on: who calls, what the credential may do, ETags, and pages of lists.
+"""What the handlers of /api/v1 share: authentication, permissions, ETags, and pages of lists.
 
-There is no session: a cookie gives no access, so CSRF can't happen.
+Cookies give no access, so CSRF can't happen.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,13 +10,11 @@ from datetime import datetime
 from functools import wraps
 from hashlib import sha256
 from typing import Any, cast
-from uuid import UUID
 
 import structlog
 from django.db import transaction
 from django.db.models import Model, QuerySet
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
-from django.shortcuts import get_object_or_404
 from django.utils import timezone
 from django.utils.translation import gettext as _
 from ninja import Field, Schema
@@ -33,7 +31,7 @@ from cng_portal.common.ids import parse_uuid
 from cng_portal.common.money import to_decimal
 from cng_portal.common.pages import Order
 
-from .idempotency import once
+from .idempotency import run_once
 from .problems import Problem, invalid
 
 logger = structlog.stdlib.get_logger(__name__)
@@ -44,7 +42,7 @@ MAX_ROWS = 100
 
 @dataclass(frozen=True)
 class Call:
-    """A request of a valid credential: `request.auth`. It reaches the user's objects in the credential's project."""
+    """A request with a valid credential, in `request.auth`. It reaches the user's objects in the credential's project."""
 
     request: HttpRequest
     credential: ApplicationCredential
@@ -63,7 +61,7 @@ class Call:
         return Act.BILL in self.credential.acts
 
     def require(self, act: Act) -> None:
-        """Raise a 403 unless the credential may do this."""
+        """Raise a 403 unless the credential has the permission, and a role above viewer."""
         if not may(self.credential, act):
             logger.info("credential.refused", credential=str(self.credential.pk), act=act.value)
             raise Problem(
@@ -73,11 +71,12 @@ class Call:
             )
 
     def require_prices(self) -> None:
+        """Raise a 403 unless the credential may see prices, which a viewer's may, too."""
         if not self.sees_prices:
             self.require(Act.BILL)
 
     def get_billed_customer(self) -> Customer:
-        """Return the project's customer. Raises a 403 for a lower role, and a 404 where the pages show no bills."""
+        """Return the project's customer. Raises a 403 unless as an owner, and a 404 where the pages show no bills."""
         self.require(Act.BILL)
         if self.credential.role != Role.OWNER:
             raise Problem(403, _("Usage and invoices need a credential with the role Owner."))
@@ -91,10 +90,8 @@ def call_of(request: HttpRequest) -> Call:
     return cast(Call, request.auth)  # type: ignore[attr-defined]
 
 
-# --- authentication ----------------------------------------------------------------------------------------------------
-
-
 def begin(request: HttpRequest, credential: ApplicationCredential | None, at: datetime) -> Call | None:
+    """Return the call, or None for a 401. Raises a 400 or 413 for a request that no handler could take."""
     if credential is None:
         logger.warning("credential.rejected")
         return None
@@ -132,11 +129,8 @@ class Secret(HttpBasicAuth):
         return begin(request, sign_in(pk, password, address=get_address(request), at=at) if pk else None, at)
 
 
-# --- handlers ----------------------------------------------------------------------------------------------------------
-
-
-def framed(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Refuse unknown arguments of the URL, write times as the user reads them, and do each write once."""
+def handle_call(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """Refuse unknown parameters, format messages for the user, and make writes idempotent."""
 
     @wraps(handler)
     def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
@@ -145,26 +139,22 @@ def framed(handler: Callable[..., Any]) -> Callable[..., Any]:
         unknown = request.GET.keys() - (type(filters).model_fields.keys() if filters else ())
         if unknown:
             name = min(unknown)
-            raise invalid(name, _("“%(name)s” is not an argument of this URL.") % {"name": name})
+            raise invalid(name, _("“%(name)s” is not a parameter of this URL.") % {"name": name})
 
-        def answer() -> HttpResponse:
+        def respond() -> HttpResponse:
             result = handler(request, *args, **kwargs)
             return result if isinstance(result, HttpResponse) else JsonResponse(result)
 
         with preferences.localized_for(call.user):
             if request.method == "GET":
-                return answer()
-            return once(request, call.credential, answer, at=call.at)
+                return respond()
+            return run_once(request, call.credential, respond, at=call.at)
 
     return wrapper
 
 
-def get_or_404(rows: QuerySet[Any], pk: UUID) -> Any:
-    return get_object_or_404(rows, pk=pk)
-
-
 def etag_of(content: dict[str, Any]) -> str:
-    """Return the ETag of what is stored, without what changes by itself."""
+    """Return the ETag of an object, which ignores its price and progress, because they change without a write."""
     stored = {name: value for name, value in content.items() if name not in ("price", "progress")}
     return f'"{sha256(repr(sorted(stored.items())).encode()).hexdigest()[:32]}"'
 
@@ -174,7 +164,7 @@ def with_etag(content: dict[str, Any], *, status: int = 200, **headers: str) -> 
 
 
 def check_match(request: HttpRequest, content: dict[str, Any]) -> None:
-    """Raise a 412 if the request has If-Match, and it isn't the ETag of the content."""
+    """Raise a 412 if the request has an If-Match that doesn't contain the ETag of `content`."""
     wanted = request.headers.get("If-Match", "*")
     current = etag_of(content)
     if wanted.strip() != "*" and current not in [part.strip() for part in wanted.split(",")]:
@@ -184,8 +174,8 @@ def check_match(request: HttpRequest, content: dict[str, Any]) -> None:
 
 
 @contextmanager
-def unchanged(call: Call, describe: Callable[[], dict[str, Any]]) -> Iterator[None]:
-    """Run the body while nobody else changes the customer's objects, if the request has If-Match and that matches."""
+def matching(call: Call, describe: Callable[[], dict[str, Any]]) -> Iterator[None]:
+    """With If-Match, check it and run the body in one transaction, holding the customer's lock."""
     if "If-Match" not in call.request.headers:
         yield
         return
@@ -195,14 +185,13 @@ def unchanged(call: Call, describe: Callable[[], dict[str, Any]]) -> Iterator[No
         yield
 
 
-# --- lists -------------------------------------------------------------------------------------------------------------
-
-
 class Paging(Schema):
-    limit: int = Field(20, ge=1, le=MAX_ROWS, description="How many rows, at most 100.")
-    cursor: str = Field("", max_length=400, description="`next` of the page before.")
+    limit: int = Field(20, ge=1, le=MAX_ROWS, description="Rows in a page, at most 100.")
+    cursor: str = Field("", max_length=400, description="`next` of the previous page.")
     fields: str = Field(
-        "", max_length=400, description="The fields wanted, separated by commas; all by default. `id` always comes."
+        "",
+        max_length=400,
+        description="The fields to return, separated by commas; all by default. `id` is always returned.",
     )
 
 
@@ -218,7 +207,7 @@ def page_of(
     if paging.cursor:
         cursor = order.read_cursor(cast(type[Model], rows.model), paging.cursor)
         if cursor is None:
-            raise invalid("cursor", _("This isn't a cursor of this list."))
+            raise invalid("cursor", _("This is not a cursor of this list."))
         rows = rows.filter(order.after(*cursor))
     page = list(rows.order_by(*order.fields())[: paging.limit + 1])
     more, page = len(page) > paging.limit, page[: paging.limit]

@@ -1,7 +1,7 @@
-"""Idempotency-Key: a write that a client repeats because it got no answer is done once, and answered alike.
+"""Idempotency-Key: a client that got no response repeats its write, which is done once and gets the same response.
 
-A key is remembered for a day with the hash of its request. A request that was refused frees its key, since nothing was done.
-If the process dies, or an unexpected error occurs, the key stays used, because the outcome is unknown.
+A key is stored for a day with the hash of its request. A refused request frees its key, because nothing was done. If the
+process dies or an unexpected error occurs, the key stays in use, because the outcome is unknown.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,10 @@ KEEP_FOR = timedelta(days=1)
 HEADERS = ("Content-Type", "Location", "ETag")
 
 
-def once(
+def run_once(
     request: HttpRequest, credential: ApplicationCredential, action: Callable[[], HttpResponse], *, at: datetime
 ) -> HttpResponse:
-    """Return the response of the action, or of the same request before."""
+    """Return the response of the action, or the stored one if the request is a repeat."""
     key = request.headers.get("Idempotency-Key")
     if key is None:
         return action()
@@ -35,7 +35,7 @@ def once(
         credential=credential, key=key, defaults={"request_hash": request_hash, "created_at": at}
     )
     if not is_first:
-        return repeat(row, request_hash)
+        return replay(row, request_hash)
     try:
         response = action()
     except Exception as error:
@@ -53,7 +53,7 @@ def hash_request(request: HttpRequest) -> str:
     return sha256(b"\0".join(parts)).hexdigest()
 
 
-def repeat(row: IdempotencyKey, request_hash: str) -> HttpResponse:
+def replay(row: IdempotencyKey, request_hash: str) -> HttpResponse:
     if row.request_hash != request_hash:
         raise Problem(422, _("This Idempotency-Key was used for another request. Use a new key."), "key-reused")
     if row.answer is None:

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
 from django.utils.translation import gettext as _
 from ninja import Query, Router
 
@@ -18,7 +19,7 @@ from cng_portal.inventory.models import Location, Volume
 from ...volumes.charges import quote_volumes
 from ...volumes.services import machine_of
 from . import schemas
-from .calls import Call, amount, call_of, get_or_404, page_of, price, with_etag
+from .calls import Call, amount, call_of, page_of, price, with_etag
 from .problems import Problem
 
 router = Router()
@@ -27,7 +28,7 @@ NEWEST = Order("", "created_at", descending=True)
 
 @router.get("/locations", response=schemas.page_schema(schemas.Location), url_name="locations", tags=["Prices"])
 def list_locations(request: HttpRequest) -> Any:
-    """Those that are open, and what each service costs there."""
+    """List the open locations, and what each service costs there."""
     call = call_of(request)
     prices = PriceList.load() if call.sees_prices else PriceList({})
     currency = call.project.customer.currency
@@ -50,22 +51,22 @@ def list_locations(request: HttpRequest) -> Any:
 
 @router.get("/quotes", response=schemas.Quote, url_name="quotes", tags=["Prices"])
 def quote(request: HttpRequest, filters: Query[schemas.QuoteFilters]) -> Any:
-    """What so many GB cost from now on."""
+    """Return the price of a size, as it would be charged from now on."""
     call = call_of(request)
     call.require_prices()
-    location: Location = get_or_404(Location.objects.active(), filters.location)  # type: ignore[arg-type]
+    location = get_object_or_404(Location.objects.active(), pk=filters.location)
     currency = call.project.customer.currency
     prices = PriceList.load([location.pk])
     if filters.kind not in PACKAGE_KINDS or prices.sold_rate(filters.kind, location.pk, currency, call.at) is None:
         raise Problem(409, _("This isn't sold in the location."), "not-sold")
-    found = prices.quote(filters.kind, location.pk, currency, call.at, size_gb=filters.size_gb)
-    assert found is not None  # because it is sold
+    priced = prices.quote(filters.kind, location.pk, currency, call.at, size_gb=filters.size_gb)
+    assert priced is not None  # because it is sold
     return {
         "location": location.pk,
-        "kind": found.kind,
-        "size_gb": found.size_gb,
-        "rate": amount(found.rate_micro),
-        "price": price(found),
+        "kind": priced.kind,
+        "size_gb": priced.size_gb,
+        "rate": amount(priced.rate_micro),
+        "price": price(priced),
     }
 
 
@@ -96,7 +97,7 @@ def describe_volumes(rows: Iterable[Volume], call: Call) -> list[dict[str, Any]]
 
 @router.get("/volumes", response=schemas.page_schema(schemas.Volume), url_name="volumes", tags=["Volumes"])
 def list_volumes(request: HttpRequest, filters: Query[schemas.VolumeFilters]) -> Any:
-    """The newest first."""
+    """List volumes, the newest first."""
     call = call_of(request)
     rows = volumes_of(call)
     if filters.location:
@@ -108,6 +109,6 @@ def list_volumes(request: HttpRequest, filters: Query[schemas.VolumeFilters]) ->
 
 @router.get("/volumes/{uuid:volume_id}", response=schemas.Volume, url_name="volume", tags=["Volumes"])
 def show_volume(request: HttpRequest, volume_id: UUID) -> HttpResponse:
-    """Create, grow, rename and delete volumes with OpenStack's clients, or in the portal."""
+    """Show a volume. To create, grow, rename or delete volumes, use OpenStack's clients or the portal."""
     call = call_of(request)
-    return with_etag(describe_volumes([get_or_404(volumes_of(call), volume_id)], call)[0])
+    return with_etag(describe_volumes([get_object_or_404(volumes_of(call), pk=volume_id)], call)[0])

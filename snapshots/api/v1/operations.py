@@ -1,24 +1,25 @@
-"""Operations: the work of the storage, and how far it is."""
+"""Operations: the work that writes request, and its progress."""
 
 from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
-from django.db.models import Q, QuerySet
+from django.db.models import Q
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
 from ninja import Query, Router
 
 from cng_portal.common.pages import Order
 
-from ...models import Operation
+from ...models import Operation, OperationQuerySet
 from . import schemas
-from .calls import Call, call_of, get_or_404, page_of, with_etag
+from .calls import Call, call_of, page_of, with_etag
 
 router = Router(tags=["Operations"])
 NEWEST = Order("", "created_at", descending=True)
 
 
-def operations_of(call: Call) -> QuerySet[Operation]:
+def operations_of(call: Call) -> OperationQuerySet:
     in_project = Q(snapshot__project=call.project) | Q(snapshot=None, volume__project=call.project)
     return Operation.objects.visible_to(call.user).filter(in_project)
 
@@ -49,13 +50,13 @@ def describe_operations(rows: Iterable[Operation]) -> list[dict[str, Any]]:
 
 @router.get("/operations", response=schemas.page_schema(schemas.Operation), url_name="operations")
 def list_operations(request: HttpRequest, filters: Query[schemas.OperationFilters]) -> Any:
-    """Those in progress, or all of one snapshot; the newest first."""
-    rows = operations_of(call_of(request)).foreground()  # type: ignore[attr-defined]
+    """List the operations in progress, or all operations of a snapshot, the newest first."""
+    rows = operations_of(call_of(request)).foreground()
     rows = rows.filter(snapshot=filters.snapshot_id) if filters.snapshot_id else rows.active()
     return page_of(rows, NEWEST, filters, describe_operations, schemas.Operation)
 
 
 @router.get("/operations/{uuid:operation_id}", response=schemas.Operation, url_name="operation")
 def show_operation(request: HttpRequest, operation_id: UUID) -> HttpResponse:
-    """Read it again until its state is succeeded, failed or cancelled."""
-    return with_etag(describe_operations([get_or_404(operations_of(call_of(request)), operation_id)])[0])
+    """Show an operation. Poll until its state is succeeded, failed or cancelled."""
+    return with_etag(describe_operations([get_object_or_404(operations_of(call_of(request)), pk=operation_id)])[0])

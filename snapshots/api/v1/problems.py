@@ -16,7 +16,7 @@ from cng_portal.common.log_context import get_request_id
 from ... import errors
 
 REFERENCE = "/profile/api/v1/"
-# The page of documentation has an anchor for each.
+# The reference has an anchor for each.
 TYPES: dict[type[Exception], str] = {
     errors.NameTaken: "name-taken",
     errors.QuotaExceeded: "quota-exceeded",
@@ -34,7 +34,7 @@ STATUSES = {
     400: "The body isn't JSON, or the request isn't possible.",
     401: "No valid token or secret.",
     403: "The credential lacks the permission, or its role is too low.",
-    404: "Missing, or of another project.",
+    404: "It doesn't exist in this project.",
     405: "The method isn't allowed here.",
     409: "The state of the account or object doesn't allow it; `type` says why. Nothing was done.",
     412: "The object has changed: its ETag isn't that of If-Match.",
@@ -61,7 +61,7 @@ class ProblemDocument(Schema):
 
 
 class Problem(Exception):
-    """An error for the client. `name` is that of its type, "" if the status says everything."""
+    """An error for the client. `name` is the last part of its type, "" if the status says everything."""
 
     def __init__(
         self, status: int, detail: str, name: str = "", *, headers: dict[str, str] | None = None, **others: Any
@@ -102,11 +102,9 @@ def problem_of(error: Exception) -> Problem | None:
             return Problem(409, str(error), "name-taken", suggestion=error.suggestion)
         case errors.ActionRefused():
             name = next((name for kind, name in TYPES.items() if isinstance(error, kind)), "")
-            return (
-                Problem(409, str(error), name or "refused")
-                if name or not error.field
-                else invalid(error.field, str(error))
-            )
+            if error.field and not name:
+                return invalid(error.field, str(error))
+            return Problem(409, str(error), name or "refused")
         case RoleRefused():
             return Problem(409, str(error), "refused")
         case PermissionDenied():
@@ -119,7 +117,7 @@ def problem_of(error: Exception) -> Problem | None:
             message = _("Sign in with a token or with the ID and secret of an application credential.")
             return Problem(401, message, headers={"WWW-Authenticate": 'Bearer, Basic realm="API"'})
         case ninja.ValidationError():
-            return of_input(error)
+            return explain_invalid_input(error)
         case ninja.HttpError():
             return Problem(error.status_code, _("The body must be JSON."))
     return None
@@ -129,12 +127,12 @@ def invalid(field: str, message: str) -> Problem:
     return Problem(422, message, errors=[{"field": field, "message": message}])
 
 
-def of_input(error: ninja.ValidationError) -> Problem:
-    """Name each field by its path, such as `body.volume_id`, without the names of the handler's arguments."""
-    found = []
-    for each in error.errors:
-        source, *path = each["loc"]
+def explain_invalid_input(invalid_input: ninja.ValidationError) -> Problem:
+    """Name each invalid field by its path, without the names of the handler's arguments."""
+    errors = []
+    for error in invalid_input.errors:
+        source, *path = error["loc"]
         path = [str(part) for part in path if part not in ("values", "filters")]
-        found.append({"field": ".".join(path) or str(source), "message": str(each["msg"])})
-    detail = "; ".join(f"{each['field']}: {each['message']}" for each in found)
-    return Problem(422, detail, errors=found)
+        errors.append({"field": ".".join(path) or str(source), "message": str(error["msg"])})
+    detail = "; ".join(f"{error['field']}: {error['message']}" for error in errors)
+    return Problem(422, detail, errors=errors)

@@ -1,4 +1,4 @@
-"""The documentation of /api/v1, made from its schema: operations with examples for curl, and the objects answered."""
+"""The reference of /api/v1, made from its schema: operations with examples for curl, and the objects they return."""
 
 import json
 from dataclasses import dataclass
@@ -6,6 +6,9 @@ from typing import Any
 
 from .api import WRITES, api
 from .problems import STATUSES, TYPES
+
+# Types of problems that no class of errors stands for.
+OTHER_TYPES = ("rate-limited", "key-reused", "in-progress", "changed", "refused")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +21,7 @@ class Field:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One operation. `curl` uses shell variables for what the reader fills in: $ID, $SECRET, $SNAPSHOT …"""
+    """An operation. In `curl`, shell variables stand for the reader's values: $ID, $SECRET, $SNAPSHOT …"""
 
     id: str
     method: str
@@ -26,12 +29,12 @@ class Entry:
     title: str
     text: str
     arguments: list[Field]
-    answer: str  # the name of the object
+    returns: str  # the name of an object
     curl: str
 
 
 def build_reference(base: str) -> dict[str, Any]:
-    """Return the context of the page. `base` is the portal's URL."""
+    """Return the context of the reference page. `base` is the portal's URL."""
     schema = api.get_openapi_schema()
     objects = schema["components"]["schemas"]
     groups: dict[str, list[Entry]] = {}
@@ -40,9 +43,6 @@ def build_reference(base: str) -> dict[str, Any]:
             groups.setdefault(operation["tags"][0], []).append(build_entry(base, path, method, operation, objects))
     shown = {name: fields_of(content) for name, content in objects.items() if is_shown(name, content)}
     return {"groups": groups, "objects": shown, "statuses": STATUSES, "types": sorted({*TYPES.values(), *OTHER_TYPES})}
-
-
-OTHER_TYPES = ("rate-limited", "key-reused", "in-progress", "changed")
 
 
 def is_shown(name: str, content: dict[str, Any]) -> bool:
@@ -68,7 +68,7 @@ def build_entry(base: str, path: str, method: str, operation: dict[str, Any], ob
         arguments = fields_of(content) + arguments
         example = content["example"]
     success = next(code for code in operation["responses"] if int(code) < 300)
-    answer = name_of(operation["responses"][success]["content"]["application/json"]["schema"])
+    returns = name_of(operation["responses"][success]["content"]["application/json"]["schema"])
     return Entry(
         id=operation["operationId"],
         method=method.upper(),
@@ -76,7 +76,7 @@ def build_entry(base: str, path: str, method: str, operation: dict[str, Any], ob
         title=operation["summary"],
         text=operation["description"],
         arguments=arguments,
-        answer=answer.removesuffix("Page"),
+        returns=returns.removesuffix("Page"),
         curl=write_curl(f"{base}{path}", method, parameters, example),
     )
 

@@ -1,4 +1,4 @@
-"""What /api/v1 takes and answers. The documentation is made from these."""
+"""The requests and responses of /api/v1. The reference is made from these."""
 
 from datetime import date, datetime
 from typing import Annotated, Any
@@ -15,19 +15,19 @@ from ...models import Kind, LockMode, State
 from .calls import Paging
 
 
-def only_text(value: Any) -> Any:
-    """Refuse numbers, which pydantic takes for seconds since 1970."""
+def refuse_numbers(value: Any) -> Any:
+    """Refuse numbers, which pydantic reads as seconds since 1970."""
     if not isinstance(value, str | date):
         raise ValueError("Write it as text.")
     return value
 
 
-Day = Annotated[date, BeforeValidator(only_text)]
-Instant = Annotated[datetime, BeforeValidator(only_text)]
+Day = Annotated[date, BeforeValidator(refuse_numbers)]
+Instant = Annotated[datetime, BeforeValidator(refuse_numbers)]
 
 
-def in_list(model: type[Schema]) -> Any:
-    """Return the schema of a row of a list, of which the client may want some fields only."""
+def row_schema(model: type[Schema]) -> Any:
+    """Return the schema of a row of a list. All fields but `id` are optional, because `fields` selects some of them."""
     fields: dict[str, Any] = {
         name: (field.annotation, ... if name == "id" else None) for name, field in model.model_fields.items()
     }
@@ -38,17 +38,14 @@ def page_schema(model: type[Schema]) -> Any:
     return create_model(
         f"{model.__name__}Page",
         __base__=Schema,
-        items=(list[in_list(model)], ...),  # type: ignore
+        items=(list[row_schema(model)], ...),  # type: ignore
         next=(str | None, Field(description="The cursor of the next page, null on the last one.")),
     )
 
 
-# --- prices ------------------------------------------------------------------------------------------------------------
-
-
 class Price(Schema):
     hourly: str
-    monthly: str = Field(description="Of 732 hours.")
+    monthly: str = Field(description="For 732 hours.")
     currency: str
 
 
@@ -80,9 +77,6 @@ class Quote(Schema):
     price: Price
 
 
-# --- volumes -----------------------------------------------------------------------------------------------------------
-
-
 class Volume(Schema):
     id: UUID
     name: str
@@ -99,9 +93,6 @@ class Volume(Schema):
 class VolumeFilters(Paging):
     location: str = Field("", max_length=32)
     name: str = Field("", max_length=120, description="The whole name; case makes no difference.")
-
-
-# --- snapshots ---------------------------------------------------------------------------------------------------------
 
 
 class Lock(Schema):
@@ -162,11 +153,11 @@ class NewSnapshot(Body):
     )
     volume_id: UUID | None = None
     instance_id: UUID | None = None
-    name: str = Field("", max_length=1000, description="Unique in the account; by default one with today's date.")
+    name: str = Field("", max_length=1000, description="Unique in the account; by default one with the date.")
     note: str = Field("", max_length=10_000)
     expires_at: Instant | None = Field(None, description="When the portal deletes it.")
     hourly_price: str | None = Field(
-        None, max_length=30, description="The price that was shown: if it isn't today's, nothing is done (409)."
+        None, max_length=30, description="The price that you expect. If it has changed, the request is refused (409)."
     )
 
 
@@ -190,9 +181,6 @@ class NewLock(Body):
     cooling_off_hours: StrictInt | None = Field(None, ge=1, le=72, description="For Compliance.")
 
 
-# --- operations --------------------------------------------------------------------------------------------------------
-
-
 class Operation(Schema):
     id: UUID
     kind: models.Operation.Kind
@@ -208,9 +196,6 @@ class Operation(Schema):
 
 class OperationFilters(Paging):
     snapshot_id: UUID | None = Field(None, description="All of one snapshot; by default those in progress.")
-
-
-# --- bills and activity ------------------------------------------------------------------------------------------------
 
 
 class UsageLine(Schema):

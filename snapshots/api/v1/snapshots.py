@@ -1,4 +1,4 @@
-"""Snapshots and the recycle bin. Every write calls the service of the pages."""
+"""Snapshots and the recycle bin. Writes call the same services as the pages."""
 
 from collections.abc import Iterable
 from datetime import UTC, datetime
@@ -8,6 +8,7 @@ from uuid import UUID
 
 from django.db.models import QuerySet
 from django.http import HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.translation import gettext as _
@@ -22,23 +23,23 @@ from cng_portal.inventory.models import VirtualMachine, Volume
 from ... import checks, services
 from ...labels import change_labels, clean_note
 from ...locks import get_locks, lock_snapshot
-from ...models import Operation, Snapshot
+from ...models import Operation, Snapshot, SnapshotQuerySet
 from ...recycle_bin import put_back
 from ...restores import request_restore
 from ...views.common import price_of
 from . import schemas
-from .calls import Call, call_of, check_match, get_or_404, page_of, price, unchanged, with_etag
+from .calls import Call, call_of, check_match, matching, page_of, price, with_etag
 from .operations import describe_operations, percent
 from .problems import invalid
 
 router = Router(tags=["Snapshots"])
 SnapshotPage = schemas.page_schema(schemas.Snapshot)
 NEWEST = Order("", "created_at", descending=True)
-BY_END = Order("", "bin_until")
+NEXT_ERASED = Order("", "bin_until")
 RELATED = ("project__customer", "location", "volume", "vm", "run__schedule")
 
 
-def snapshots_of(call: Call) -> QuerySet[Snapshot]:
+def snapshots_of(call: Call) -> SnapshotQuerySet:
     own = Snapshot.objects.visible_to(call.user).filter(customer=call.project.customer_id, project=call.project)
     return own.select_related(*RELATED).prefetch_related("tags")
 
@@ -46,7 +47,7 @@ def snapshots_of(call: Call) -> QuerySet[Snapshot]:
 def get_snapshot(call: Call, snapshot_id: UUID, *, in_bin: bool = False) -> Snapshot:
     """Return the snapshot, unless it is gone for good. `in_bin` also finds one in the recycle bin."""
     rows = snapshots_of(call)
-    return get_or_404(rows.in_storage() if in_bin else rows.filter(deleted_at=None), snapshot_id)  # type: ignore
+    return get_object_or_404(rows.in_storage() if in_bin else rows.filter(deleted_at=None), pk=snapshot_id)
 
 
 def describe_all(rows: Iterable[Snapshot], call: Call) -> list[dict[str, Any]]:
@@ -84,16 +85,13 @@ def describe_all(rows: Iterable[Snapshot], call: Call) -> list[dict[str, Any]]:
 
 
 def describe(call: Call, snapshot_id: UUID) -> dict[str, Any]:
-    """Return what it is now, also in the recycle bin or gone."""
-    return describe_all([get_or_404(snapshots_of(call), snapshot_id)], call)[0]
-
-
-# --- reading -----------------------------------------------------------------------------------------------------------
+    """Describe the snapshot as it is now, even if it has been deleted."""
+    return describe_all([get_object_or_404(snapshots_of(call), pk=snapshot_id)], call)[0]
 
 
 @router.get("/snapshots", response=SnapshotPage, url_name="snapshots")
 def list_snapshots(request: HttpRequest, filters: Query[schemas.SnapshotFilters]) -> Any:
-    """The newest first. Those in the recycle bin have a list of their own."""
+    """List snapshots of one kind, the newest first. The recycle bin has a list of its own."""
     call = call_of(request)
     rows = snapshots_of(call).filter(deleted_at=None, kind=filters.kind)
     if filters.state:
@@ -109,25 +107,22 @@ def list_snapshots(request: HttpRequest, filters: Query[schemas.SnapshotFilters]
 
 @router.get("/recycle-bin", response=SnapshotPage, url_name="recycle_bin")
 def list_recycle_bin(request: HttpRequest, filters: Query[schemas.BinFilters]) -> Any:
-    """Deleted snapshots that can be put back. The first is the one that is erased next."""
+    """List deleted snapshots that can be put back. The one that is erased next comes first."""
     call = call_of(request)
-    rows = snapshots_of(call).in_bin()  # type: ignore[attr-defined]
-    return page_of(rows, BY_END, filters, lambda page: describe_all(page, call), schemas.Snapshot)
+    rows = snapshots_of(call).in_bin()
+    return page_of(rows, NEXT_ERASED, filters, lambda page: describe_all(page, call), schemas.Snapshot)
 
 
 @router.get("/snapshots/{uuid:snapshot_id}", response=schemas.Snapshot, url_name="snapshot")
 def show_snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
-    """Also of one in the recycle bin. The ETag is for If-Match."""
+    """Show a snapshot, even one in the recycle bin. Send its ETag as If-Match when you change it."""
     call = call_of(request)
     return with_etag(describe_all([get_snapshot(call, snapshot_id, in_bin=True)], call)[0])
 
 
-# --- writing -----------------------------------------------------------------------------------------------------------
-
-
 @router.post("/snapshots", response={202: schemas.Snapshot}, url_name="snapshots")
 def take_snapshot(request: HttpRequest, values: schemas.NewSnapshot) -> HttpResponse:
-    """The snapshot is pending. Read it again until it is ready, or follow its operation."""
+    """Request a snapshot. It is pending: poll until it is ready, or follow its operation."""
     call = call_of(request)
     call.require(Act.SNAPSHOT)
     source = get_source(call, values)
@@ -148,10 +143,9 @@ def get_source(call: Call, values: schemas.NewSnapshot) -> Volume | VirtualMachi
     if (values.volume_id is None) == (values.instance_id is None):
         raise invalid("volume_id", _("Give either volume_id or instance_id."))
     model = Volume if values.volume_id else VirtualMachine
-    rows = model.objects.visible_to(call.user).filter(project=call.project, deleted_at=None)  # type: ignore[attr-defined]
-    source: Volume | VirtualMachine = get_or_404(
-        rows.select_related("project__customer", "location"),
-        values.volume_id or values.instance_id,  # type: ignore[arg-type]
+    rows: QuerySet[Any] = model.objects.visible_to(call.user).filter(project=call.project, deleted_at=None)  # type: ignore[attr-defined]
+    source: Volume | VirtualMachine = get_object_or_404(
+        rows.select_related("project__customer", "location"), pk=values.volume_id or values.instance_id
     )
     return source
 
@@ -162,7 +156,7 @@ def in_utc(at: datetime | None) -> datetime | None:
             return at and at.astimezone(UTC)
     except OverflowError:
         pass
-    raise invalid("expires_at", _("Give an instant with its time zone, such as 2026-12-31T18:00:00+06:30."))
+    raise invalid("expires_at", _("Give a time with its time zone, such as 2026-12-31T18:00:00+06:30."))
 
 
 def parse_amount(text: str | None, field: str) -> int | None:
@@ -180,12 +174,12 @@ def parse_amount(text: str | None, field: str) -> int | None:
 
 @router.patch("/snapshots/{uuid:snapshot_id}", response=schemas.Snapshot, url_name="snapshot")
 def change_snapshot(request: HttpRequest, snapshot_id: UUID, values: schemas.SnapshotChange) -> HttpResponse:
-    """Rename it, or change its note."""
+    """Rename a snapshot, or change its note."""
     call = call_of(request)
     call.require(Act.SNAPSHOT)
     snapshot = get_snapshot(call, snapshot_id)
     note = None if values.note is None else clean_note(values.note)
-    with unchanged(call, lambda: describe(call, snapshot_id)):
+    with matching(call, lambda: describe(call, snapshot_id)):
         if values.name is not None and values.name != snapshot.name:
             services.rename_snapshot(snapshot=snapshot, user=call.user, name=values.name)
         if note is not None:
@@ -195,22 +189,22 @@ def change_snapshot(request: HttpRequest, snapshot_id: UUID, values: schemas.Sna
 
 @router.delete("/snapshots/{uuid:snapshot_id}", response=schemas.Snapshot, url_name="snapshot")
 def delete_snapshot(request: HttpRequest, snapshot_id: UUID, filters: Query[schemas.DeletionFilters]) -> HttpResponse:
-    """It goes to the recycle bin, if the account has one, and costs nothing from now on."""
+    """Move a snapshot to the recycle bin, or delete it if the account has none. Its charge ends at once."""
     call = call_of(request)
     call.require(Act.DELETE)
     snapshot = get_snapshot(call, snapshot_id)
-    with unchanged(call, lambda: describe(call, snapshot_id)):
+    with matching(call, lambda: describe(call, snapshot_id)):
         services.request_deletion(snapshot=snapshot, user=call.user, even_if_last=filters.even_if_last)
     return with_etag(describe(call, snapshot_id))
 
 
 @router.post("/snapshots/{uuid:snapshot_id}/put-back", response=schemas.Snapshot, url_name="put_back")
 def put_snapshot_back(request: HttpRequest, snapshot_id: UUID, values: schemas.PutBack) -> HttpResponse:
-    """Out of the recycle bin. It is charged as if it had never been deleted."""
+    """Put a snapshot back from the recycle bin. It is charged as if it had never been deleted."""
     call = call_of(request)
     call.require(Act.SNAPSHOT)
     snapshot = get_snapshot(call, snapshot_id, in_bin=True)
-    with unchanged(call, lambda: describe(call, snapshot_id)):
+    with matching(call, lambda: describe(call, snapshot_id)):
         put_back(snapshot=snapshot, user=call.user, name=values.name)
     return with_etag(describe(call, snapshot_id))
 
@@ -229,11 +223,11 @@ def restore_snapshot(request: HttpRequest, snapshot_id: UUID) -> HttpResponse:
 
 @router.put("/snapshots/{uuid:snapshot_id}/lock", response=schemas.Snapshot, url_name="lock")
 def set_lock(request: HttpRequest, snapshot_id: UUID, values: schemas.NewLock) -> HttpResponse:
-    """Until the day is over, nobody can delete it. Credits have to cover it until then."""
+    """Lock a snapshot: nobody can delete it before the day is over. Prepaid credits have to cover it until then."""
     call = call_of(request)
     call.require(Act.SNAPSHOT)
     snapshot = get_snapshot(call, snapshot_id)
-    with unchanged(call, lambda: describe(call, snapshot_id)):
+    with matching(call, lambda: describe(call, snapshot_id)):
         lock_snapshot(
             snapshot=snapshot,
             user=call.user,
