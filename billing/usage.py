@@ -101,8 +101,8 @@ def _create_segment(
 def close_segment(*, resource_id: UUID, kind: str, at: datetime) -> bool:
     """Stop charging the resource at `at`. Returns False if no segment was open, so that a retry changes nothing.
 
-    A segment that starts where a paid hour ends, and is closed before, is voided; so are automatic backups, whose start is
-    announced, that are switched off before it.
+    A segment that is closed before it starts is voided if it would have started after a paid hour, or if it is of automatic
+    backups, whose start is announced.
     """
     segment = UsageSegment.objects.filter(resource_id=resource_id, kind=kind, ended_at=None).first()
     if segment is None:

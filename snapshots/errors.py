@@ -27,14 +27,14 @@ class QuotaExceeded(ActionRefused):
 
 
 class RateLimited(ActionRefused):
-    """The account has made too many such requests within the last hour. `retry_at` is when one is possible again."""
+    """The account has made too many such requests within the last hour. `retry_at` is when the next one is allowed."""
 
     def __init__(self, message: str, retry_at: datetime | None = None) -> None:
         super().__init__(message)
         self.retry_at = retry_at
 
     def retry_after(self, now: datetime) -> int:
-        """Return after how many whole seconds to try again, a minute if that isn't known."""
+        """Return the seconds until then, at least one, or a minute if it isn't known: the Retry-After header."""
         return max(1, ceil((self.retry_at - now).total_seconds())) if self.retry_at else 60
 
 
@@ -59,7 +59,7 @@ class PriceChanged(ActionRefused):
 
 
 class LastRestorePoint(ActionRefused):
-    """A disk would have no restore point left, and the user hasn't confirmed that."""
+    """The snapshot is the last restore point of a disk, and the user hasn't confirmed that."""
 
     field = "is_last"
 

@@ -268,7 +268,7 @@ def lengthen(lock: SnapshotLock, until: datetime, user: User) -> None:
 
 
 def lock_scheduled(snapshot: Snapshot, *, days: int) -> SnapshotLock | None:
-    """Lock what a schedule took, with Governance, for as much of `days` as prepaid credits cover: None if nothing.
+    """Lock what a schedule took, with Governance, for as many of `days` as prepaid credits cover. Returns None if none.
 
     Members are notified if it is locked for less. The caller must hold the customer's lock.
     """

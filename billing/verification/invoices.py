@@ -146,9 +146,9 @@ class CorrectedLine:
 
 
 def _ends(charge: Charge, month_ends_at: datetime) -> list[datetime]:
-    """Return where its line may end: with its last hour, or with the usage if that ends within the hour.
+    """Return the valid ends of the charge's line: that of its last hour, and that of the usage if it is within the hour.
 
-    A line keeps the first of them if the end was reported after the invoice.
+    If the end of the usage was reported after the invoice was issued, the line ends with the hour.
     """
     last_hour_ends_at, ended_at = charge.last + HOUR, charge.segment.ended_at
     if ended_at is not None and ended_at < month_ends_at and ended_at <= last_hour_ends_at:

@@ -22,11 +22,7 @@ from allauth.mfa.webauthn.forms import (
 )
 from django import forms
 from django.core.cache import cache
-from django.forms.renderers import BaseRenderer
-from django.forms.utils import flatatt
 from django.http import HttpRequest
-from django.utils.html import format_html, format_html_join
-from django.utils.safestring import SafeString
 from django.utils.translation import gettext as _
 from django.utils.translation import gettext_lazy
 
@@ -35,23 +31,6 @@ from cng_portal.common.names import NameFormField, require_visible
 from . import signals
 from .models import Role, Theme, User
 from .services import set_verified_email
-
-
-class LongSelect(forms.Select):
-    """A flat list of hundreds of options, for which Django would render two templates each."""
-
-    def render(
-        self, name: str, value: Any, attrs: dict[str, Any] | None = None, renderer: BaseRenderer | None = None
-    ) -> SafeString:
-        selected = str(value or "")
-        options = format_html_join(
-            "\n",
-            '<option value="{}"{}>{}</option>',
-            ((key, flatatt({"selected": key == selected}), label) for key, label in self.choices),
-        )
-        return format_html(
-            '<select name="{}"{}>{}</select>', name, flatatt(self.build_attrs(self.attrs, attrs)), options
-        )
 
 
 def time_zone_choices(default: str) -> list[tuple[str, str]]:
@@ -71,7 +50,6 @@ class DetailsForm(forms.ModelForm):
         self.fields["time_zone"] = forms.ChoiceField(
             label=_("Time zone"),
             choices=time_zone_choices(default),
-            widget=LongSelect,
             required=False,
             help_text=_("Times are shown in this zone. Invoices use the account's."),
         )

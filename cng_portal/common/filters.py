@@ -26,7 +26,7 @@ class FilterForm(forms.Form):
 
     use_required_attribute = False
 
-    # Labels of parameters that are invalid, and not among the fields.
+    # Labels of invalid parameters that aren't fields.
     unknown: tuple[str, ...] = ()
 
     q = forms.CharField(label=gettext_lazy("Search"), required=False, max_length=120)

@@ -24,7 +24,7 @@ def render_part(request: HttpRequest, template: str, part: str, context: dict[st
 
 
 def redirect_with_query(request: HttpRequest, name: str, *args: object) -> HttpResponse:
-    """Redirect to the page of that name with the request's parameters: an export's page says which of them are invalid."""
+    """Redirect an export with invalid parameters to its page, which names them."""
     return redirect(f"{reverse(name, args=args)}?{request.GET.urlencode()}")
 
 

@@ -163,7 +163,7 @@ class EditScheduleForm(ScheduleForm):
             field.help_text = _("Your provider has turned your recycle bin off, so they are erased at once.")
 
 
-class LockLaterForm(forms.Form):
+class ScheduleLockForm(forms.Form):
     lock_days = forms.IntegerField(
         label=gettext_lazy("Lock each for"),
         required=False,

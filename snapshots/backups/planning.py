@@ -30,9 +30,9 @@ def set_next_run(schedule: BackupSchedule, now: datetime) -> None:
 
     Automatic backups don't run before their charge begins.
     """
-    begin_at = schedule.vm.automatic_backups_since if schedule.vm and schedule.is_automatic else None
+    starts_at = schedule.vm.automatic_backups_since if schedule.vm and schedule.is_automatic else None
     schedule.time_zone = schedule.customer.time_zone
-    schedule.next_run_at = next_occurrence(schedule.recurrence, schedule.zone, max(now, begin_at or now))
+    schedule.next_run_at = next_occurrence(schedule.recurrence, schedule.zone, max(now, starts_at or now))
 
 
 def set_next_runs(schedules: QuerySet[BackupSchedule], recurrence: Recurrence, zone: str, now: datetime) -> int:

@@ -132,7 +132,7 @@ def edit_schedule(
 ) -> BackupSchedule:
     """Change when the schedule runs, from now on. A lower retention count applies after the next verified backup.
 
-    `uses_recycle_bin`: what retention deletes later goes to the recycle bin; None leaves the setting as it is. Raises
+    `uses_recycle_bin` sends what retention deletes to the recycle bin; None leaves the setting as it is. Raises
     InvalidSchedule and InvalidState.
     """
     now = now or timezone.now()
@@ -155,7 +155,7 @@ def edit_schedule(
 
 
 def set_lock_days(*, schedule: BackupSchedule, user: User, lock_days: int | None) -> BackupSchedule:
-    """Lock each later backup or snapshot for so many days from when it is verified, or none. Raises InvalidState."""
+    """Lock each future backup or snapshot for `lock_days` from when it is verified, or not at all. Raises InvalidState."""
     with transaction.atomic():
         schedule = lock_schedule(schedule, user)
         before, schedule.lock_days = schedule.lock_days, lock_days

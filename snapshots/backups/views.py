@@ -43,7 +43,7 @@ from snapshots.views.rows import Action
 from snapshots.views.snapshot_list import backup_tabs
 from snapshots.wizard import wizard
 
-from .forms import EditScheduleForm, LockLaterForm, ScheduleFilterForm, zone_name
+from .forms import EditScheduleForm, ScheduleFilterForm, ScheduleLockForm, zone_name
 from .occurrences import next_occurrence
 from .preview_chart import build_preview_chart, format_day_and_time
 from .retention import pin_backup, unpin_backup
@@ -121,7 +121,7 @@ def is_changeable(schedule: BackupSchedule, user: User) -> bool:
 
 
 def schedule_actions(schedule: BackupSchedule, user: User) -> list[Action]:
-    """List what the user can do with the schedule now, the likeliest first; nothing for a viewer."""
+    """List what the user can do with the schedule now, the most likely first; nothing for a viewer."""
     if not is_changeable(schedule, user):
         return []
     toggle = (_("Resume"), "resume_schedule", "play") if schedule.paused_at else (_("Pause"), "pause_schedule", "pause")
@@ -321,10 +321,10 @@ def confirm_action(
 
 
 @require_http_methods(["GET", "POST"])
-def lock_later(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
-    """Lock each later backup or snapshot of the schedule for some days, or none."""
+def lock_schedule(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
+    """Lock each future backup or snapshot of the schedule for some days, or none."""
     schedule = get_changeable_schedule(request.user, schedule_id)
-    form = LockLaterForm(request.POST or None, initial={"lock_days": schedule.lock_days})
+    form = ScheduleLockForm(request.POST or None, initial={"lock_days": schedule.lock_days})
     save = partial(set_lock_days, schedule=schedule, user=request.user)
     if saved := submit(request, form, lambda: save(**form.cleaned_data)):
         if days := saved.lock_days:

@@ -112,7 +112,7 @@ def start_planned(plan: DrillPlan, now: datetime) -> bool:
 
 
 def choose(plan: DrillPlan, now: datetime) -> Snapshot | None:
-    # What was moved belongs to the members of another project, who didn't plan this and would get its notifications.
+    # A moved snapshot belongs to another project, whose members would be notified of drills that they didn't plan.
     snapshots = snapshots_of(plan.target).filter(project=project_of(plan.target))
     if plan.random_days is None:
         return snapshots.first()

@@ -150,7 +150,7 @@ def require_reader(user: User, snapshot: Snapshot) -> None:
 
 
 def require_present(*disks: DiskImage) -> None:
-    """Raise FilesUnavailable if a snapshot of theirs has been deleted since the request began. One query."""
+    """Raise FilesUnavailable if the snapshot of a disk has been deleted since the request began. One query."""
     try:
         for snapshot in Snapshot.objects.filter(disks__in=disks).distinct():
             checks.require_ready(snapshot)

@@ -168,8 +168,8 @@ class DrillCheck(models.Model):
 class DrillPlan(models.Model):
     """When a volume, a machine or a schedule is drilled. Without one it isn't, which is the default.
 
-    The newest usable snapshot in its project is drilled, or a random one of the last `random_days` days. What was moved to
-    another project isn't.
+    The newest usable snapshot is drilled, or a random one of the last `random_days` days. Snapshots that were moved to
+    another project are left out.
     """
 
     class Interval(models.TextChoices):

@@ -55,7 +55,7 @@ class Operation(models.Model):
     MAINTENANCE = ("scrub", "catalogue", "drill")
     # Started by the portal itself. Customers' work goes first.
     BACKGROUND = Q(kind="verify", requested_by=None) | Q(kind__in=MAINTENANCE)
-    # They only read their snapshot, whose deletion doesn't wait for them.
+    # These only read their snapshot. It can be deleted while they run.
     READING = ("verify", *MAINTENANCE)
 
     class Kind(models.TextChoices):

@@ -486,7 +486,7 @@ def fail_operation(operation: Operation, reason: str, now: datetime, *, damaged_
 
 
 def why_snapshot_is_gone(operation: Operation) -> str:
-    """Say it if the snapshot that the operation reads was deleted since it was requested, else return an empty string."""
+    """Return why the snapshot that the operation reads is gone, or an empty string."""
     kinds = Operation.Kind
     if operation.kind not in (*Operation.READING, kinds.RESTORE, kinds.NEW_VOLUME):
         return ""
@@ -499,7 +499,7 @@ def why_snapshot_is_gone(operation: Operation) -> str:
 
 
 def end_without_snapshot(operation: Operation, reason: str) -> None:
-    """End the operation because its snapshot is gone, which is nobody's fault if it only read it."""
+    """End the operation because its snapshot is gone: cancelled if it only reads the snapshot, else failed."""
     if operation.kind in Operation.READING:
         state, fail = Operation.State.CANCELLED, HANDLERS[Operation.Kind(operation.kind)].fail
     else:

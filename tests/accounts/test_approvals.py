@@ -65,9 +65,6 @@ def role_of(member: Membership) -> str:
     return Membership.objects.get(pk=member.pk).role
 
 
-# --- asking and deciding -----------------------------------------------------------------------------------------------
-
-
 def test_it_is_off_by_default(client_for: Callable[..., Client]) -> None:
     project = ProjectFactory()
     owner, member = UserFactory(member_of=project), MembershipFactory(project=project, role=Role.MEMBER)
@@ -225,9 +222,6 @@ def test_the_database_holds_one_open_request_of_a_kind(project: Project) -> None
         ApprovalFactory(project=project)
 
 
-# --- owners ------------------------------------------------------------------------------------------------------------
-
-
 def test_no_other_way_makes_or_removes_an_owner(member: Membership, owner: User, second: User) -> None:
     project = member.project
     with pytest.raises(approvals.ActionRefused, match="Invite them as a member"):
@@ -252,9 +246,6 @@ def test_an_earlier_invitation_makes_no_owner(owner: User, second: User, project
     assert roles.accept(invitation=invitation, user=invited, at=NOW).role == Role.MEMBER
 
 
-# --- turning it on and off ---------------------------------------------------------------------------------------------
-
-
 def set_needed(customer: Customer, needed: bool, by: User) -> bool:
     return approvals.set_needed(customer=customer, needed=needed, by=by, at=NOW).needs_approval
 
@@ -273,9 +264,6 @@ def test_turning_it_on_needs_two_owners_and_turning_it_off_the_second_one(client
     decide(Approval.objects.get(), APPROVED, second)
     assert not Customer.objects.get(pk=project.customer_id).needs_approval
     assert Activity.objects.filter(action="approval.change").count() == 2
-
-
-# --- pages -------------------------------------------------------------------------------------------------------------
 
 
 def test_owners_are_notified_in_the_bell_and_by_email(member: Membership, owner: User, second: User) -> None:

@@ -262,7 +262,7 @@ def test_automatic_backups_are_switched_on_and_one_restores_the_machine(
 
     sign_in(member.user)
     page.goto(machine)
-    expect(card).to_contain_text("They and their charge start at")
+    expect(card).to_contain_text("Backups and their charge start at")
     expect(card).to_contain_text(sentence)
     page.goto("/backups/schedules/")
     expect(page.get_by_role("row", name="db-01")).to_contain_text("Automatic backups")

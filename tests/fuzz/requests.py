@@ -194,7 +194,7 @@ def read(url: str, body: str, learned: dict[str, list[Form]]) -> None:
 
 @cache
 def name_of(address: str) -> str:
-    """Return the name of the URL that this address is of, or an empty string. A page's frame has the same links on each."""
+    """Return the name of the address's URL, or an empty string. Cached, because every page has the links of the menu."""
     try:
         return resolve(address).view_name
     except Resolver404:

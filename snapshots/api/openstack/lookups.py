@@ -17,7 +17,7 @@ STATUS_OF_OPERATION = {Operation.Kind.EXTEND_VOLUME: "extending", Operation.Kind
 def volumes_of(call: Call) -> QuerySet[Volume]:
     """Return the volumes, deleted ones too.
 
-    With what changes each now as `active_kind`, and the snapshot that it was made from as `made_from`.
+    `active_kind` is the operation that changes it now, `made_from` the snapshot that it was made from.
     """
     active = Operation.objects.active().filter(volume=OuterRef("pk"), kind__in=list(STATUS_OF_OPERATION))
     visible = Volume.objects.visible_to(call.user).filter(project=call.project, location=call.location)

@@ -116,7 +116,7 @@ def describe_all(volumes: Iterable[Volume], call: Call) -> list[dict[str, Any]]:
 def answer(call: Call, volume: Volume) -> dict[str, Any]:
     """Describe the volume as it is now."""
     [content] = describe_all(volumes_of(call).filter(pk=volume.pk), call)
-    del content["os-vol-tenant-attr:tenant_id"]  # Cinder doesn't repeat it to who changes a volume.
+    del content["os-vol-tenant-attr:tenant_id"]  # Cinder has it in GET only.
     return {"volume": content}
 
 

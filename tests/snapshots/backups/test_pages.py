@@ -629,7 +629,7 @@ def test_the_page_of_a_machine_shows_its_schedules_its_backups_and_the_switch(
     switch_automatic_backups(vm=vm, on=True, user=admin, now=now)
 
     page = text_of(client.get(reverse("snapshots:machine", args=[vm.pk])).text)
-    assert "Automatic backups Starting" in page and "They and their charge start at" in page
+    assert "Automatic backups Starting" in page and "Backups and their charge start at" in page
 
     switch_automatic_backups(vm=vm, on=False, user=admin, now=now)
     switch_automatic_backups(vm=vm, on=True, user=admin, now=now - NOTICE)
