@@ -1,6 +1,6 @@
 """/api/v1: the routers with their authentication and errors, and the OpenAPI schema that the reference is made from."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
@@ -96,22 +96,31 @@ for module in (inventory, snapshots, operations, bills):
 @login_not_required
 def openapi(request: HttpRequest) -> HttpResponse:
     if request.method not in ("GET", "HEAD"):
-        return not_allowed("GET")
+        return not_allowed(["GET"])
     return JsonResponse(api.get_openapi_schema())
 
 
-def not_allowed(allowed: str) -> HttpResponse:
-    return respond(Problem(405, _("The method isn't allowed here."), headers={"Allow": allowed}))
+def not_allowed(methods: Iterable[str]) -> HttpResponse:
+    allowed = {*methods, "HEAD"} if "GET" in methods else methods
+    headers = {"Allow": ", ".join(sorted(allowed))}
+    return respond(Problem(405, _("The method isn't allowed here."), headers=headers))
 
 
 def public(view: Callable[..., HttpResponse]) -> Callable[..., HttpResponse]:
-    """Let a view of ninja be called without a session, and respond to a wrong method with a problem."""
+    """Let a view of ninja be called without a session, serve HEAD as GET, and respond to a wrong method with a problem."""
 
     @factor_not_required
     @login_not_required
     @wraps(view)
     def wrapper(request: HttpRequest, *args: Any, **kwargs: Any) -> HttpResponse:
-        response = view(request, *args, **kwargs)
-        return not_allowed(response["Allow"]) if response.status_code == 405 else response
+        is_head = request.method == "HEAD"
+        if is_head:
+            request.method = "GET"
+        try:
+            response = view(request, *args, **kwargs)
+        finally:
+            if is_head:
+                request.method = "HEAD"  # The server then leaves out the body.
+        return not_allowed(response["Allow"].split(", ")) if response.status_code == 405 else response
 
     return wrapper

@@ -362,6 +362,19 @@ def test_every_error_is_a_problem(api: Api, volume: Volume, settings: Any) -> No
     assert "Quote the request" in problem(api("GET", path), 500)["detail"]
 
 
+def test_head_is_answered_as_get_without_a_body(api: Api, volume: Volume) -> None:
+    path = f"/snapshots/{SnapshotFactory(volume=volume).pk}"
+    for url in (path, "/snapshots", "/openapi.json"):
+        head, get = api("HEAD", url), api("GET", url)
+        assert (head.status_code, head.content, head.get("ETag")) == (200, b"", get.get("ETag"))
+        assert head["Content-Type"] == get["Content-Type"]
+    assert api("HEAD", f"/snapshots/{uuid4()}").status_code == 404
+    assert Client().head("/api/v1/snapshots").status_code == 401
+    assert api("HEAD", f"{path}/lock").status_code == 405
+    assert api("POST", path)["Allow"] == "DELETE, GET, HEAD, PATCH"
+    assert api("PUT", "/openapi.json")["Allow"] == "GET, HEAD"
+
+
 def test_a_prepaid_account_without_credits_and_a_full_quota_are_refused(api: Api, volume: Volume) -> None:
     customer, body = volume.project.customer, {"volume_id": str(volume.pk)}
     customer.billing_type = "prepaid"
@@ -485,6 +498,17 @@ def test_the_examples_of_the_reference_run(
         assert done.stdout in ("200", "202"), example
         run_active_operations()
     assert Snapshot.objects.get(pk=taken).name == "after-upgrade"
+
+
+def test_every_link_of_the_reference_leads_somewhere(api: Api, client_for: Callable[..., Client]) -> None:
+    page = client_for(api.credential.user).get(reverse("api:reference")).text
+    ids = set(re.findall(r' id="([^"]+)"', page))
+    assert {link for link in re.findall(r'href="#([^"]+)"', page) if link not in ids} == set()
+    assert {"Location", "Invoice", "ActivityEntry", "UsageLine"} <= ids
+    assert not {"Paging", "VolumeFilters", "NewSnapshot", "SnapshotRow", "SnapshotPage"} & ids
+    assert "<code>next</code>" in page
+    assert "`" not in page and "required</strong>" in page
+    assert len(page.encode()) < 100_000
 
 
 def test_the_schema_is_public_and_documents_every_operation_and_error() -> None:
