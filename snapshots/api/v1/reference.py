@@ -1,8 +1,12 @@
 """The reference of /api/v1, made from its schema: operations with examples for curl, and the objects they return."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
+
+from django.utils.html import escape
+from django.utils.safestring import SafeString, mark_safe
 
 from .api import WRITES, api
 from .problems import STATUSES, TYPES
@@ -15,7 +19,7 @@ OTHER_TYPES = ("rate-limited", "key-reused", "in-progress", "changed", "refused"
 class Field:
     name: str
     type: str
-    text: str
+    text: SafeString
     is_required: bool = False
 
 
@@ -27,9 +31,10 @@ class Entry:
     method: str
     path: str
     title: str
-    text: str
+    text: SafeString
     arguments: list[Field]
     returns: str  # the name of an object
+    is_list: bool
     curl: str
 
 
@@ -41,13 +46,21 @@ def build_reference(base: str) -> dict[str, Any]:
     for path, methods in schema["paths"].items():
         for method, operation in methods.items():
             groups.setdefault(operation["tags"][0], []).append(build_entry(base, path, method, operation, objects))
-    shown = {name: fields_of(content) for name, content in objects.items() if is_shown(name, content)}
-    return {"groups": groups, "objects": shown, "statuses": STATUSES, "types": sorted({*TYPES.values(), *OTHER_TYPES})}
+    shown = {
+        name.removesuffix("Row"): fields_of(content) for name, content in objects.items() if is_shown(name, content)
+    }
+    statuses = {status: with_code(text) for status, text in STATUSES.items()}
+    return {"groups": groups, "objects": shown, "statuses": statuses, "types": sorted({*TYPES.values(), *OTHER_TYPES})}
 
 
 def is_shown(name: str, content: dict[str, Any]) -> bool:
-    is_body = content.get("additionalProperties") is False
-    return content.get("type") == "object" and not is_body and not name.endswith(("Row", "Page"))
+    is_argument = content.get("additionalProperties") is False or name.endswith(("Filters", "Paging"))
+    return content.get("type") == "object" and not is_argument and not name.endswith("Page")
+
+
+def with_code(text: str) -> SafeString:
+    """Return HTML in which `words` between backticks are code."""
+    return mark_safe(re.sub("`(.+?)`", r"<code>\1</code>", escape(text)))
 
 
 def build_entry(base: str, path: str, method: str, operation: dict[str, Any], objects: dict[str, Any]) -> Entry:
@@ -56,7 +69,7 @@ def build_entry(base: str, path: str, method: str, operation: dict[str, Any], ob
         Field(
             name=each["name"],
             type=type_of(each["schema"]),
-            text=each.get("description", ""),
+            text=with_code(each.get("description", "")),
             is_required=each["required"],
         )
         for each in parameters
@@ -69,14 +82,18 @@ def build_entry(base: str, path: str, method: str, operation: dict[str, Any], ob
         example = content["example"]
     success = next(code for code in operation["responses"] if int(code) < 300)
     returns = name_of(operation["responses"][success]["content"]["application/json"]["schema"])
+    is_list = returns.endswith("Page")
+    if is_list:
+        returns = name_of(objects[returns]["properties"]["items"]["items"])
     return Entry(
         id=operation["operationId"],
         method=method.upper(),
         path=path,
         title=operation["summary"],
-        text=operation["description"],
+        text=with_code(operation["description"]),
         arguments=arguments,
-        returns=returns.removesuffix("Page"),
+        returns=returns.removesuffix("Row"),
+        is_list=is_list,
         curl=write_curl(f"{base}{path}", method, parameters, example),
     )
 
@@ -103,7 +120,7 @@ def write_curl(url: str, method: str, parameters: list[dict[str, Any]], example:
 def fields_of(content: dict[str, Any]) -> list[Field]:
     required = content.get("required", [])
     return [
-        Field(name=name, type=type_of(each), text=each.get("description", ""), is_required=name in required)
+        Field(name=name, type=type_of(each), text=with_code(each.get("description", "")), is_required=name in required)
         for name, each in content.get("properties", {}).items()
     ]
 

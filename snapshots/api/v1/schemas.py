@@ -29,7 +29,8 @@ Instant = Annotated[datetime, BeforeValidator(refuse_numbers)]
 def row_schema(model: type[Schema]) -> Any:
     """Return the schema of a row of a list. All fields but `id` are optional, because `fields` selects some of them."""
     fields: dict[str, Any] = {
-        name: (field.annotation, ... if name == "id" else None) for name, field in model.model_fields.items()
+        name: (field.annotation, Field(... if name == "id" else None, description=field.description))
+        for name, field in model.model_fields.items()
     }
     return create_model(f"{model.__name__}Row", __base__=Schema, **fields)
 
