@@ -66,7 +66,12 @@ def fill(member: Membership, storage_root: Path) -> None:
     user.set_password(PASSWORD)
     user.save()
     buy_credits(
-        customer=customer, amount_micro=1_234_567_890_120_000, reason="Bank transfer 2026-11", by=None, key="big"
+        customer=customer,
+        amount_micro=1_234_567_890_120_000,
+        reason="Bank transfer 2026-11",
+        by=None,
+        key="big",
+        at=now - 2 * NOTICE,  # before automatic backups are switched on
     )
     grant_credits(
         customer=customer,
