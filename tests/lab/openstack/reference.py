@@ -1,7 +1,8 @@
-"""The same requests to the portal and to Cinder, and how their answers differ.
+"""Sends the same requests (STEPS) to the portal and to Cinder, and compares the answers.
 
-Each answer is reduced to lines, {field: value}: the status, the headers that clients read, and each field of the JSON.
-What has to differ is replaced by its meaning, such as the ID of the volume by `<volume>`. Texts of errors aren't compared.
+Each answer becomes {field: value}: its status, the headers that clients read, and each field of its JSON. Values that must
+differ get a placeholder, such as `<data>` for the ID of the volume that STEPS remembers as `data`. Error messages aren't
+compared.
 """
 
 import re
@@ -11,14 +12,16 @@ from typing import Any
 
 from tests.lab.openstack.lab import wait_until
 
-LATEST = "3.40"  # that the portal serves
+LATEST = "3.40"  # of the portal
 HEADERS = ("Content-Type", "OpenStack-API-Version", "Vary", "Retry-After", "X-OpenStack-Request-Id")
-OWN_NAME = re.compile(r"^(volume-[0-9a-f]{8}|.+-\d{4}-\d\d-\d\d)$")  # that the portal gives
+OWN_NAME = re.compile(r"^(volume-[0-9a-f]{8}|.+-\d{4}-\d\d-\d\d)$")  # suggested by the portal
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z?(\+00:00)?")
 ID = re.compile(r"[0-9a-f]{8}-?([0-9a-f]{4}-?){3}[0-9a-f]{12}")
 ABSENT = "–"
 SETTLED = {"available", "in-use", "error", "error_deleting", "error_extending", "error_restoring"}
 UNKNOWN = "11111111-2222-4333-8444-555555555555"
+ITEM = re.compile(r"^(volume|snapshot|volume_type)s\.\d+\.")  # of a list
+QUOTA = re.compile(r"^(quota_set\.\w+?(_<type>)?)\.(limit|in_use|reserved)$")
 
 
 @dataclass
@@ -28,14 +31,14 @@ class Call:
     path: str
     body: Any = None
     version: str | None = LATEST
-    remember: str = ""  # the name that the object of the answer gets
-    discard: bool = False  # delete the object of the answer: only one of the services may have created it
+    remember: str = ""  # a name for the returned object: later steps use its ID as {name}
+    discard: bool = False  # delete the returned object, because only one of the services may return one
     headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
 class Wait:
-    """Wait until an object is settled, or gone."""
+    """Wait until an object has a status that lasts, or is gone."""
 
     kind: str
     name: str
@@ -44,27 +47,25 @@ class Wait:
 
 @dataclass
 class Arrange:
-    """What isn't done through the API: a method of the peer."""
+    """Call a method of the peer, for what the API can't do."""
 
     method: str
     values: dict[str, Any]
 
 
 class Peer:
-    """One of the services that are compared: `storage` is the SDK's adapter of its Block Storage."""
+    """The portal or Cinder. `storage` is the SDK's proxy of its Block Storage."""
 
     def __init__(self, storage: Any, *, zone: str, volume_type: str) -> None:
-        self.storage, self.ids = storage, {"unknown": UNKNOWN}
-        session = storage.session
-        self.meanings = {session.get_project_id(): "<project>", session.get_user_id(): "<user>"}
+        self.storage, session = storage, storage.session
+        self.placeholders = {session.get_project_id(): "<project>", session.get_user_id(): "<user>"}
         self.endpoint = storage.get_endpoint()
         self.words = {zone: "<zone>", volume_type: "<type>"}
         self.host = re.sub("(//[^/]+).*", r"\1", self.endpoint)
-        self.volume_type = volume_type
-        self.ids |= {"zone": zone, "project": session.get_project_id()}
+        self.ids = {"unknown": UNKNOWN, "zone": zone, "project": session.get_project_id()}
 
     def run(self, steps: list[Any]) -> dict[str, dict[str, str]]:
-        """Return {label: lines} of all calls."""
+        """Run the steps, and return {label of a call: {field: value}}."""
         answers = {}
         for step in steps:
             match step:
@@ -97,7 +98,7 @@ class Peer:
             assert answer.ok, f"{call.label}: {answer.text}"
             [item] = content.values()
             self.ids[call.remember] = item["id"]
-            self.meanings[item["id"]] = f"<{call.remember}>"
+            self.placeholders[item["id"]] = f"<{call.remember}>"
         if call.discard and answer.ok:
             [(kind, item)] = content.items()
             self.ids["discarded"] = item["id"]
@@ -130,30 +131,29 @@ class Peer:
         raise NotImplementedError
 
     def reduce(self, value: Any) -> str:
+        """Return the value as text, with placeholders."""
         if not isinstance(value, str):
             return repr(value)
         text = value.replace(self.endpoint.rstrip("/"), "<endpoint>")
-        for meaning in sorted(self.meanings, key=len, reverse=True):
-            text = text.replace(meaning, self.meanings[meaning]).replace(
-                meaning.replace("-", ""), self.meanings[meaning]
-            )
+        for value, placeholder in sorted(self.placeholders.items(), key=lambda pair: len(pair[0]), reverse=True):
+            text = text.replace(value, placeholder).replace(value.replace("-", ""), placeholder)
         text = OWN_NAME.sub("<own name>", self.words.get(text, text))
         text = ID.sub("<id>", TIME.sub("<time>", text)).replace("<endpoint>/<project>", "<endpoint>")
         return text.replace(self.host, "<host>")
 
     def reduce_header(self, name: str, value: str) -> str:
-        """Return what of it OpenStack's clients use."""
+        """Return the part of a header that OpenStack's clients use."""
         if name == "Vary":  # The portal's pages depend on more.
             return "OpenStack-API-Version" if "OpenStack-API-Version" in value else ABSENT
         return self.reduce(value).partition(";")[0]
 
     def reduce_path(self, path: str) -> str:
-        """Name quotas of a volume type alike, and the portal's properties."""
+        """Give the quotas of both services' volume types the same name."""
         return re.sub("_(ceph|__DEFAULT__)", "_<type>", path)
 
 
 def fill(value: Any, ids: dict[str, str]) -> Any:
-    """Put the IDs in the places of a body."""
+    """Replace each string `{name}` in a body by the ID of that name."""
     if isinstance(value, dict):
         return {name: fill(part, ids) for name, part in value.items()}
     if isinstance(value, str) and value.startswith("{"):
@@ -178,31 +178,28 @@ def flatten(content: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield below, value
 
 
-PLURAL = re.compile(r"^(volume|snapshot|volume_type)s\.\d+\.")
-USE = re.compile(r"^(quota_set\.\w+?(_<type>)?)\.(limit|in_use|reserved)$")
-
-
 def compare(theirs: dict[str, dict[str, str]], ours: dict[str, dict[str, str]]) -> dict[tuple[str, ...], list[str]]:
-    """Return {(where, Cinder's value, the portal's): the calls in which it is so}.
+    """Return {(field, Cinder's value, the portal's): labels of the calls with this difference}.
 
-    Fields of one kind of object are the same field in all calls. A status belongs to its call, and where it differs,
-    nothing else is compared. A value that only one of them has isn't shown. Cinder's errors in HTML are only errors.
+    If the status differs, the field is the label of the call, and nothing else of it is compared. Otherwise the same field
+    of the same kind of object is one row for all calls. A value that only one service has is shown as `present`. Of
+    Cinder's errors in HTML, only the status is compared.
     """
     rows: dict[tuple[str, ...], list[str]] = {}
-    for label, their in theirs.items():
-        our = ours[label]
-        if their["status"] != our["status"]:
-            rows.setdefault((label, their["status"], our["status"]), []).append(label)
+    for label, cinder in theirs.items():
+        portal = ours[label]
+        if cinder["status"] != portal["status"]:
+            rows.setdefault((label, cinder["status"], portal["status"]), []).append(label)
             continue
-        if int(their["status"]) >= 400 and their["header Content-Type"] == "text/html":
+        if int(cinder["status"]) >= 400 and cinder["header Content-Type"] == "text/html":
             continue
-        for path in sorted(their.keys() | our.keys()):
-            before, after = their.get(path, ABSENT), our.get(path, ABSENT)
+        for path in sorted(cinder.keys() | portal.keys()):
+            before, after = cinder.get(path, ABSENT), portal.get(path, ABSENT)
             if before != after:
                 if ABSENT in (before, after):
                     before, after = (value if value == ABSENT else "present" for value in (before, after))
                 values = (re.sub("/<[a-z]+>", "/<id>", value) for value in (before, after))
-                place = USE.sub(r"\1", re.sub(r"\.\d+\b", "[]", PLURAL.sub(r"\1.", path)))
+                place = QUOTA.sub(r"\1", re.sub(r"\.\d+\b", "[]", ITEM.sub(r"\1.", path)))
                 rows.setdefault((place, *values), []).append(label)
     return rows
 
@@ -216,7 +213,7 @@ def snapshot(**values: Any) -> dict[str, Any]:
 
 
 STEPS: list[Any] = [
-    # What there is
+    # Types, zones, limits and empty lists
     Arrange("set_quota", {"snapshots": -1, "volumes": -1, "gigabytes": -1}),
     Call("list the volume types", "GET", "/types"),
     Call("show an unknown volume type", "GET", "/types/{unknown}"),
@@ -313,7 +310,7 @@ STEPS: list[Any] = [
     Call("add properties that are a list", "POST", "/volumes/{data}/metadata", {"metadata": ["a"]}),
     Call("set a property of the portal", "PUT", "/volumes/{more}/metadata/1cng:x", {"meta": {"1cng:x": "1"}}),
     Call("delete a property of the portal", "DELETE", "/volumes/{more}/metadata/1cng:x"),
-    # Growth
+    # Extending a volume
     Call("extend a volume", "POST", "/volumes/{data}/action", {"os-extend": {"new_size": 2}}),
     Wait("volume", "data"),
     Call("show an extended volume", "GET", "/volumes/{data}"),
@@ -385,7 +382,7 @@ STEPS: list[Any] = [
     Call("delete a property of a snapshot", "DELETE", "/snapshots/{first}/metadata/b"),
     Call("delete an unknown property of a snapshot", "DELETE", "/snapshots/{first}/metadata/z"),
     Call("replace the properties of a snapshot", "PUT", "/snapshots/{first}/metadata", {"metadata": {"c": "4"}}),
-    # What is made from a snapshot
+    # Volumes from a snapshot, and reverting
     Call(
         "create a volume from a snapshot",
         "POST",

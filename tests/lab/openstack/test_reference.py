@@ -1,4 +1,4 @@
-"""The portal's Block Storage beside Cinder: the same calls, and answers that differ only as docs/api.md lists."""
+"""The portal's Block Storage answers as Cinder does, except where docs/api.md lists a difference."""
 
 from collections.abc import Iterator
 from itertools import takewhile
