@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from uuid import UUID
 
 from ninja import Field, Schema
-from pydantic import BeforeValidator, ConfigDict, StrictInt, create_model
+from pydantic import BeforeValidator, ConfigDict, StrictInt, WithJsonSchema, create_model
 
 from billing.models import MAX_SIZE_GB, PACKAGE_KINDS, ServiceKind
 from cng_portal.inventory import models as inventory
@@ -22,6 +22,18 @@ def refuse_numbers(value: Any) -> Any:
     return value
 
 
+# Inlined in the schema, where two definitions of the same name would be one.
+VolumeState = Annotated[
+    inventory.Volume.State, WithJsonSchema({"type": "string", "enum": inventory.Volume.State.values})
+]
+SnapshotKind = Annotated[Kind, WithJsonSchema({"type": "string", "enum": Kind.values})]
+SnapshotState = Annotated[State, WithJsonSchema({"type": "string", "enum": State.values})]
+OperationKind = Annotated[
+    models.Operation.Kind, WithJsonSchema({"type": "string", "enum": models.Operation.Kind.values})
+]
+OperationState = Annotated[
+    models.Operation.State, WithJsonSchema({"type": "string", "enum": models.Operation.State.values})
+]
 Day = Annotated[date, BeforeValidator(refuse_numbers)]
 Instant = Annotated[datetime, BeforeValidator(refuse_numbers)]
 
@@ -29,7 +41,10 @@ Instant = Annotated[datetime, BeforeValidator(refuse_numbers)]
 def row_schema(model: type[Schema]) -> Any:
     """Return the schema of a row of a list. All fields but `id` are optional, because `fields` selects some of them."""
     fields: dict[str, Any] = {
-        name: (field.annotation, Field(... if name == "id" else None, description=field.description))
+        name: (
+            field.rebuild_annotation(),
+            Field(... if name == "id" else None, description=field.description),
+        )
         for name, field in model.model_fields.items()
     }
     return create_model(f"{model.__name__}Row", __base__=Schema, **fields)
@@ -81,7 +96,7 @@ class Quote(Schema):
 class Volume(Schema):
     id: UUID
     name: str
-    state: inventory.Volume.State
+    state: VolumeState
     size_gb: int
     location: str
     instance_id: UUID | None
@@ -105,7 +120,7 @@ class Lock(Schema):
 class Snapshot(Schema):
     id: UUID
     name: str
-    kind: Kind
+    kind: SnapshotKind
     state: str = Field(
         description="pending, creating, ready, failed, deleting, deleted; or in_bin, cancelled, missing, damaged."
     )
@@ -127,8 +142,8 @@ class Snapshot(Schema):
 
 
 class SnapshotFilters(Paging):
-    kind: Kind = Kind.VOLUME
-    state: State | None = None
+    kind: SnapshotKind = Kind.VOLUME
+    state: SnapshotState | None = None
     volume_id: UUID | None = None
     location: str = Field("", max_length=32)
     name: str = Field("", max_length=120, description="The whole name; case makes no difference.")
@@ -184,8 +199,8 @@ class NewLock(Body):
 
 class Operation(Schema):
     id: UUID
-    kind: models.Operation.Kind
-    state: models.Operation.State
+    kind: OperationKind
+    state: OperationState
     progress: int = Field(description="Percent.")
     snapshot_id: UUID | None
     volume_id: UUID | None

@@ -31,7 +31,7 @@ from cng_portal.activity.models import Activity
 from cng_portal.inventory.models import Volume
 from snapshots import services
 from snapshots.api.v1 import idempotency, schemas
-from snapshots.models import Operation, Snapshot
+from snapshots.models import Kind, Operation, Snapshot
 from tests.factories import (
     CREDENTIAL_SECRET,
     ApplicationCredentialFactory,
@@ -498,6 +498,19 @@ def test_the_examples_of_the_reference_run(
         assert done.stdout in ("200", "202"), example
         run_active_operations()
     assert Snapshot.objects.get(pk=taken).name == "after-upgrade"
+
+
+def test_each_kind_and_state_has_its_own_values_in_the_schema() -> None:
+    objects = Client().get("/api/v1/openapi.json").json()["components"]["schemas"]
+    for name, field, choices in [
+        ("Volume", "state", Volume.State),
+        ("Snapshot", "kind", Kind),
+        ("Operation", "kind", Operation.Kind),
+        ("Operation", "state", Operation.State),
+    ]:
+        for each in (name, f"{name}Row"):
+            assert objects[each]["properties"][field]["enum"] == choices.values
+    assert not {"Kind", "State"} & objects.keys()
 
 
 def test_every_link_of_the_reference_leads_somewhere(api: Api, client_for: Callable[..., Client]) -> None:
