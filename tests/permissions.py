@@ -260,7 +260,7 @@ TABLE: dict[str, list[Row]] = {
             BOTH,
             other={"GET": SIGNED_IN},
         ),
-        Row("accounts:decide_approval", "Approve or refuse a request", BILL, "POST", query="?outcome=refuse"),
+        Row("accounts:decide_approval", "Approve or reject a request", BILL, "POST", query="?outcome=reject"),
         Row("api:credentials", "List application credentials, and read how to use the API", SIGNED_IN),
         Row("api:reference", "Read the reference of the portal's own API", SIGNED_IN),
         Row("api:new_credential", "Create an application credential", CHANGE_OWN, BOTH),

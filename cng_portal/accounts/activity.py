@@ -35,7 +35,7 @@ register(
         "approval.change": _("Approval by a second owner changed"),
         "approval.request": _("Approval requested"),
         "approval.approve": _("Request approved"),
-        "approval.refuse": _("Request refused"),
+        "approval.reject": _("Request rejected"),
         "approval.withdraw": _("Request withdrawn"),
         "impersonation.start": _("Impersonation started by an administrator"),
         "impersonation.end": _("Impersonation ended by an administrator"),

@@ -160,13 +160,13 @@ register(TURN_OFF, gettext_lazy("Turn off the approval by a second owner"), turn
 
 
 def can_decide(approval: Approval, user: User) -> bool:
-    """Return whether the user may approve or refuse the request: as another owner of the customer."""
+    """Return whether the user may approve or reject the request: as another owner of the customer."""
     is_owner = user.owns_customer and user.customer_id == approval.customer_id
     return is_owner and user.pk != approval.requested_by_id
 
 
 def decide(*, approval: Approval, outcome: str, by: User, at: datetime) -> Approval:
-    """Approve the request and carry it out, refuse it, or withdraw one's own.
+    """Approve the request and carry it out, reject it, or withdraw one's own.
 
     Raises PermissionDenied, and ActionRefused if it is no longer open, or if it can't be carried out, so that it stays open.
     """
@@ -185,7 +185,7 @@ def decide(*, approval: Approval, outcome: str, by: User, at: datetime) -> Appro
                 HANDLERS[approval.action].perform(approval)
             except PermissionDenied as error:
                 raise ActionRefused(
-                    _("%(user)s may no longer do this, so it can't be approved. Refuse it.")
+                    _("%(user)s may no longer do this, so it can't be approved. Reject it.")
                     % {"user": approval.requested_by}
                 ) from error
         if not withdraws:
@@ -218,10 +218,10 @@ def record(action: str, approval: Approval, by: User) -> None:
 def notify_owners(approval: Approval) -> None:
     def message() -> tuple[str, str]:
         values = {"user": approval.requested_by, "what": describe(approval), "time": minute(approval.expires_at)}
-        text = _("%(what)s. Approve or refuse it by %(time)s; after that it expires.") % values
+        text = _("%(what)s. Approve or reject it by %(time)s; after that it expires.") % values
         if approval.reason:
             text += "\n" + _("Reason: %(reason)s") % {"reason": approval.reason}
-        text += "\n" + _("If you didn't expect this, refuse it, and ask %(user)s about it.") % values
+        text += "\n" + _("If you didn't expect this, reject it, and ask %(user)s about it.") % values
         return _("%(user)s needs your approval") % values, text
 
     send(approval, owners_of(approval.customer_id).exclude(pk=approval.requested_by_id), "requested", message)
@@ -231,7 +231,7 @@ def notify_requester(approval: Approval) -> None:
     def message() -> tuple[str, str]:
         values = {"user": approval.decided_by, "what": describe(approval)}
         is_approved = approval.outcome == Approval.Outcome.APPROVED
-        title = _("%(user)s approved your request") if is_approved else _("%(user)s refused your request")
+        title = _("%(user)s approved your request") if is_approved else _("%(user)s rejected your request")
         text = _("%(what)s. This was done in your name.") if is_approved else _("%(what)s. Nothing was done.")
         return title % values, text % values
 

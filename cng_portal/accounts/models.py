@@ -119,7 +119,7 @@ class Customer(QuotaModel):
         db_default=False,
         help_text=_(
             "Deleting past the recycle bin, lifting a lock and changing who is an owner wait until another owner approves "
-            "them. Owners turn it on. Turn it off only if no second owner is left, and after you know who asks for it."
+            "them. Owners turn it on. Turn it off only if no second owner is left, and once you have verified who is asking."
         ),
     )
     locked_at = models.DateTimeField(default=timezone.now, editable=False)
@@ -548,7 +548,7 @@ class Approval(models.Model):
 
     class Outcome(models.TextChoices):
         APPROVED = "approve", _("Approved")
-        REFUSED = "refuse", _("Refused")
+        REJECTED = "reject", _("Rejected")
         WITHDRAWN = "withdraw", _("Withdrawn")
         EXPIRED = "expire", _("Expired")
 
@@ -595,7 +595,7 @@ class Approval(models.Model):
                 | Q(outcome="expire", decided_by=None, decided_at__isnull=False)
                 | Q(outcome="withdraw", decided_by=F("requested_by"), decided_at__isnull=False)
                 | Q(
-                    Q(outcome__in=["approve", "refuse"], decided_by__isnull=False, decided_at__isnull=False)
+                    Q(outcome__in=["approve", "reject"], decided_by__isnull=False, decided_at__isnull=False)
                     & ~Q(decided_by=F("requested_by"))
                     & Q(decided_at__lt=F("expires_at"))
                 ),

@@ -23,7 +23,7 @@ from tests.snapshots.test_races import TAKERS, all_at_once
 pytestmark = pytest.mark.django_db
 NOW = datetime(2040, 3, 5, 10, tzinfo=UTC)
 PAGE = "/profile/approvals/"
-OPEN, APPROVED, REFUSED, WITHDRAWN, EXPIRED = "", "approve", "refuse", "withdraw", "expire"
+OPEN, APPROVED, REJECTED, WITHDRAWN, EXPIRED = "", "approve", "reject", "withdraw", "expire"
 
 
 @pytest.fixture(autouse=True)
@@ -87,12 +87,12 @@ def test_an_approved_request_is_done_in_the_name_of_who_asked(member: Membership
     }
 
 
-@pytest.mark.parametrize("outcome", [REFUSED, WITHDRAWN])
-def test_a_refused_or_withdrawn_request_does_nothing(
+@pytest.mark.parametrize("outcome", [REJECTED, WITHDRAWN])
+def test_a_rejected_or_withdrawn_request_does_nothing(
     member: Membership, owner: User, second: User, outcome: str
 ) -> None:
     approval = ask(member, owner)
-    decide(approval, outcome, second if outcome == REFUSED else owner)
+    decide(approval, outcome, second if outcome == REJECTED else owner)
     for by in (owner, second):
         with pytest.raises((approvals.ActionRefused, PermissionDenied)):
             decide(approval, APPROVED, by)
@@ -129,7 +129,7 @@ def test_nobody_approves_their_own_request_and_no_member_does(member: Membership
     guest = UserFactory(member_of=ProjectFactory())  # An owner of a project here, but another customer's user.
     MembershipFactory(project=member.project, user=guest, role=Role.OWNER)
     for user in (owner, member.user, stranger, guest):
-        for outcome in (APPROVED, REFUSED):
+        for outcome in (APPROVED, REJECTED):
             with pytest.raises(PermissionDenied):
                 decide(approval, outcome, user)
     with pytest.raises(PermissionDenied):
@@ -182,7 +182,7 @@ def test_of_twenty_decisions_at_once_one_counts(member: Membership, owner: User,
 
     def act(number: int) -> None:
         try:
-            decide(approval, APPROVED if number % 2 else REFUSED, second)
+            decide(approval, APPROVED if number % 2 else REJECTED, second)
         except approvals.ActionRefused as refusal:
             raise InvalidState(str(refusal)) from refusal
 
@@ -197,7 +197,7 @@ def test_of_twenty_decisions_at_once_one_counts(member: Membership, owner: User,
     [
         {"outcome": APPROVED, "decided_at": NOW},
         {"outcome": APPROVED, "decided_at": NOW, "decided_by": "requested_by"},
-        {"outcome": REFUSED, "decided_at": NOW, "decided_by": "requested_by"},
+        {"outcome": REJECTED, "decided_at": NOW, "decided_by": "requested_by"},
         {"outcome": APPROVED, "decided_at": NOW + timedelta(hours=72), "decided_by": "second"},
         {"outcome": APPROVED, "decided_by": "second"},
         {"outcome": WITHDRAWN, "decided_at": NOW, "decided_by": "second"},
@@ -273,8 +273,8 @@ def test_owners_are_notified_in_the_bell_and_by_email(member: Membership, owner:
     assert "change the role to Owner" in notice.text and notice.url == PAGE
     assert OutgoingMail.objects.filter(recipient=second.email).exists()
     assert not Notification.objects.exclude(user=second).exists()
-    decide(approval, REFUSED, second)
-    assert Notification.objects.get(user=owner).title == "Thiri refused your request"
+    decide(approval, REJECTED, second)
+    assert Notification.objects.get(user=owner).title == "Thiri rejected your request"
 
 
 def test_the_page_lists_requests_and_decides_them(
@@ -286,14 +286,14 @@ def test_the_page_lists_requests_and_decides_them(
     url = reverse("accounts:decide_approval", args=[approval.pk])
     mine, theirs = client_for(owner).get(PAGE).text, client_for(second).get(PAGE).text
     assert 'value="withdraw"' in mine and 'value="approve"' not in mine
-    assert 'value="approve"' in theirs and 'value="refuse"' in theirs
+    assert 'value="approve"' in theirs and 'value="reject"' in theirs
     assert client_for(owner).post(url, {"outcome": "approve"}).status_code == 403
     assert client_for(second).post(url, {"outcome": "expire"}).status_code == 400
     assert client_for(second).post(url).status_code == 400
     page = client_for(second).post(url, {"outcome": "approve"}, follow=True).text
     assert "You approved the request, and it was carried out." in page and "by Thiri" in page
     assert role_of(member) == Role.OWNER
-    page = client_for(second).post(url, {"outcome": "refuse"}, follow=True).text
+    page = client_for(second).post(url, {"outcome": "reject"}, follow=True).text
     assert "no longer open" in page
 
 
@@ -302,7 +302,7 @@ def test_a_stranger_and_a_member_see_none_of_it(
 ) -> None:
     url = reverse("accounts:decide_approval", args=[ask(member, owner).pk])
     for user in (UserFactory(member_of=ProjectFactory()), member.user):
-        assert client_for(user).post(url, {"outcome": "refuse"}).status_code == 404
+        assert client_for(user).post(url, {"outcome": "reject"}).status_code == 404
         assert "Nothing is waiting for approval" in client_for(user).get(PAGE).text
 
 

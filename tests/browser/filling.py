@@ -318,7 +318,7 @@ def invite_members(member: Membership) -> None:
     }
     ApprovalFactory(**asked, reason="The contract ended, and the data has to be deleted by the end of the month.")
     ApprovalFactory(**asked | {"requested_by": member.user, "action": "erase_volume", "target_id": uuid4()})
-    ApprovalFactory(project=project, requested_by=other, outcome="refuse", decided_by=member.user, decided_at=now)
+    ApprovalFactory(project=project, requested_by=other, outcome="reject", decided_by=member.user, decided_at=now)
     InvitationFactory(project=project, email="a-guest-with-a-long-address@another-company.example.com")
     refused = {"failed_at": now, "error": "550 5.1.1 The email account that you tried to reach does not exist"}
     for email, mail in {

@@ -15,7 +15,7 @@ class Migration(migrations.Migration):
         migrations.AddField(
             model_name='customer',
             name='needs_approval',
-            field=models.BooleanField(db_default=False, default=False, help_text='Deleting past the recycle bin, lifting a lock and changing who is an owner wait until another owner approves them. Owners turn it on. Turn it off only if no second owner is left, and after you know who asks for it.', verbose_name='needs a second owner'),
+            field=models.BooleanField(db_default=False, default=False, help_text='Deleting past the recycle bin, lifting a lock and changing who is an owner wait until another owner approves them. Owners turn it on. Turn it off only if no second owner is left, and once you have verified who is asking.', verbose_name='needs a second owner'),
         ),
         migrations.CreateModel(
             name='Approval',
@@ -29,7 +29,7 @@ class Migration(migrations.Migration):
                 ('requested_at', models.DateTimeField(verbose_name='requested')),
                 ('expires_at', models.DateTimeField(verbose_name='expires')),
                 ('decided_at', models.DateTimeField(blank=True, null=True, verbose_name='decided')),
-                ('outcome', models.CharField(blank=True, choices=[('approve', 'Approved'), ('refuse', 'Refused'), ('withdraw', 'Withdrawn'), ('expire', 'Expired')], max_length=8, verbose_name='outcome')),
+                ('outcome', models.CharField(blank=True, choices=[('approve', 'Approved'), ('reject', 'Rejected'), ('withdraw', 'Withdrawn'), ('expire', 'Expired')], max_length=8, verbose_name='outcome')),
                 ('customer', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='approvals', to='accounts.customer', verbose_name='customer')),
                 ('decided_by', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='approvals_decided', to=settings.AUTH_USER_MODEL, verbose_name='decided by')),
                 ('project', models.ForeignKey(blank=True, null=True, on_delete=django.db.models.deletion.PROTECT, related_name='+', to='accounts.project', verbose_name='project')),
@@ -39,7 +39,7 @@ class Migration(migrations.Migration):
                 'verbose_name': 'approval',
                 'verbose_name_plural': 'approvals',
                 'ordering': ['-requested_at', '-id'],
-                'constraints': [models.UniqueConstraint(condition=models.Q(('outcome', '')), fields=('action', 'target_id'), name='accounts_approval_open_once'), models.CheckConstraint(condition=models.Q(models.Q(('decided_at', None), ('decided_by', None), ('outcome', '')), models.Q(('decided_at__isnull', False), ('decided_by', None), ('outcome', 'expire')), models.Q(('decided_at__isnull', False), ('decided_by', models.F('requested_by')), ('outcome', 'withdraw')), models.Q(('decided_at__isnull', False), ('decided_by__isnull', False), ('outcome__in', ['approve', 'refuse']), models.Q(('decided_by', models.F('requested_by')), _negated=True), ('decided_at__lt', models.F('expires_at'))), _connector='OR'), name='accounts_approval_decided', violation_error_message='Another owner decides, before the request expires.')],
+                'constraints': [models.UniqueConstraint(condition=models.Q(('outcome', '')), fields=('action', 'target_id'), name='accounts_approval_open_once'), models.CheckConstraint(condition=models.Q(models.Q(('decided_at', None), ('decided_by', None), ('outcome', '')), models.Q(('decided_at__isnull', False), ('decided_by', None), ('outcome', 'expire')), models.Q(('decided_at__isnull', False), ('decided_by', models.F('requested_by')), ('outcome', 'withdraw')), models.Q(('decided_at__isnull', False), ('decided_by__isnull', False), ('outcome__in', ['approve', 'reject']), models.Q(('decided_by', models.F('requested_by')), _negated=True), ('decided_at__lt', models.F('expires_at'))), _connector='OR'), name='accounts_approval_decided', violation_error_message='Another owner decides, before the request expires.')],
             },
         ),
     ]

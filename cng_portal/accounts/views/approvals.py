@@ -64,12 +64,12 @@ def decide(request: HttpRequest, approval_id: UUID) -> HttpResponse:
     approval = get_object_or_404(Approval.objects.visible_to(request.user), pk=approval_id)
     confirmations = {
         Approval.Outcome.APPROVED: _("You approved the request, and it was carried out."),
-        Approval.Outcome.REFUSED: _("You refused the request. Nothing was changed."),
+        Approval.Outcome.REJECTED: _("You rejected the request. Nothing was changed."),
         Approval.Outcome.WITHDRAWN: _("You withdrew the request. Nothing was changed."),
     }
     outcome = request.POST.get("outcome", "")
     if outcome not in confirmations:
-        return HttpResponseBadRequest(_("Approve, refuse or withdraw the request."))
+        return HttpResponseBadRequest(_("Approve, reject or withdraw the request."))
     try:
         approvals.decide(approval=approval, outcome=outcome, by=request.user, at=timezone.now())
     except approvals.ActionRefused as refusal:
