@@ -139,4 +139,6 @@ def type_of(schema: dict[str, Any]) -> str:
         return type_of(schema["allOf"][0])
     if schema.get("type") == "array":
         return f"list of {type_of(schema['items'])}"
+    if "enum" in schema:
+        return f"one of {', '.join(schema['enum'])}"
     return str(schema.get("format") or schema.get("type", "any"))

@@ -520,6 +520,7 @@ def test_every_link_of_the_reference_leads_somewhere(api: Api, client_for: Calla
     assert {"Location", "Invoice", "ActivityEntry", "UsageLine"} <= ids
     assert not {"Paging", "VolumeFilters", "NewSnapshot", "SnapshotRow", "SnapshotPage"} & ids
     assert "<code>next</code>" in page
+    assert "one of block_storage, bs_snapshot" in page
     assert "`" not in page and "required</strong>" in page
     assert len(page.encode()) < 100_000
 
