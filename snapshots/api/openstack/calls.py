@@ -21,8 +21,7 @@ from django.utils.cache import patch_vary_headers
 from django.utils.translation import gettext as _
 from django.views.decorators.csrf import csrf_exempt
 
-from cng_portal.accounts.credentials import may, read_token, record_use
-from cng_portal.accounts.models import Act, ApplicationCredential, Project, User
+from cng_portal.accounts.credentials import read_token, record_use
 from cng_portal.accounts.signin.sessions import get_address
 from cng_portal.common import preferences
 from cng_portal.common.decorators import factor_not_required
@@ -30,11 +29,11 @@ from cng_portal.common.log_context import get_request_id
 from cng_portal.inventory.models import Location
 
 from ... import errors
+from ..calls import MAX_BODY, CredentialCall
 
 logger = structlog.stdlib.get_logger(__name__)
 
 JSON = "application/json"
-MAX_BODY = 64 * 1024
 MIN_VERSION, MAX_VERSION = (3, 0), (3, 40)
 # Cinder's names of its errors.
 FAULTS = {
@@ -77,39 +76,14 @@ def not_found(label: str) -> Fault:
     return Fault(404, _("%(label)s could not be found.") % {"label": label})
 
 
-@dataclass
-class Call:
+@dataclass(kw_only=True)
+class Call(CredentialCall):
     """A request of a valid token. `location` and `version` are of a request to Block Storage."""
 
-    request: HttpRequest
-    credential: ApplicationCredential
     expires_at: datetime  # the token's
-    at: datetime
     location: Location | None = None
     version: tuple[int, int] = MAX_VERSION
     query: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def user(self) -> User:
-        return self.credential.user
-
-    @property
-    def project(self) -> Project:
-        return self.credential.project
-
-    def require(self, act: Act) -> None:
-        """Raise a 403 unless the credential may do this."""
-        if not may(self.credential, act):
-            logger.info("credential.refused", credential=str(self.credential.pk), act=act.value)
-            raise Fault(
-                403,
-                _("This credential doesn't have the permission “%(act)s”. Create one that has, in the portal.")
-                % {"act": act.label},
-            )
-
-    @property
-    def sees_prices(self) -> bool:
-        return Act.BILL in self.credential.acts
 
     def read(self, key: str, **fields: Any) -> dict[str, Any]:
         """Return the fields of the object `key` in the body that aren't null.
@@ -237,7 +211,7 @@ def authenticate(request: HttpRequest) -> Call | None:
     if credential is None or expires_at is None:
         return None
     record_use(credential, address=address, at=at)
-    return Call(request, credential, expires_at, at, query=request.GET.dict())
+    return Call(request=request, credential=credential, expires_at=expires_at, at=at, query=request.GET.dict())
 
 
 def unauthorized() -> JsonResponse:

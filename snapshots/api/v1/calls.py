@@ -5,7 +5,6 @@ Cookies give no access, so CSRF can't happen.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import datetime
 from functools import wraps
 from hashlib import sha256
@@ -22,8 +21,8 @@ from ninja.security import APIKeyHeader, HttpBasicAuth, HttpBearer
 
 from billing.access import billed_customer
 from billing.pricing.prices import Quote
-from cng_portal.accounts.credentials import may, read_token, record_use, sign_in
-from cng_portal.accounts.models import Act, ApplicationCredential, Customer, Project, Role, User
+from cng_portal.accounts.credentials import read_token, record_use, sign_in
+from cng_portal.accounts.models import Act, ApplicationCredential, Customer, Role
 from cng_portal.accounts.services import lock_customer
 from cng_portal.accounts.signin.sessions import get_address
 from cng_portal.common import preferences
@@ -31,47 +30,20 @@ from cng_portal.common.ids import parse_uuid
 from cng_portal.common.money import to_decimal
 from cng_portal.common.pages import Order
 
+from ..calls import MAX_BODY, CredentialCall
 from .idempotency import run_once
 from .problems import Problem, invalid
 
 logger = structlog.stdlib.get_logger(__name__)
 
-MAX_BODY = 64 * 1024
 MAX_ROWS = 100
 
 
-@dataclass(frozen=True)
-class Call:
-    """A request with a valid credential, in `request.auth`. It reaches the user's objects in the credential's project."""
-
-    request: HttpRequest
-    credential: ApplicationCredential
-    at: datetime
-
-    @property
-    def user(self) -> User:
-        return self.credential.user
-
-    @property
-    def project(self) -> Project:
-        return self.credential.project
-
-    @property
-    def sees_prices(self) -> bool:
-        return Act.BILL in self.credential.acts
-
-    def require(self, act: Act) -> None:
-        """Raise a 403 unless the credential has the permission, and a role above viewer."""
-        if not may(self.credential, act):
-            logger.info("credential.refused", credential=str(self.credential.pk), act=act.value)
-            raise Problem(
-                403,
-                _("This credential doesn't have the permission “%(act)s”. Create one that has, in the portal.")
-                % {"act": act.label},
-            )
+class Call(CredentialCall):
+    """A request with a valid credential, in `request.auth`."""
 
     def require_prices(self) -> None:
-        """Raise a 403 unless the credential may see prices, which a viewer's may, too."""
+        """Raise PermissionDenied unless the credential may see prices, which a viewer's may, too."""
         if not self.sees_prices:
             self.require(Act.BILL)
 
@@ -101,7 +73,7 @@ def begin(request: HttpRequest, credential: ApplicationCredential | None, at: da
     length = request.META.get("CONTENT_LENGTH") or "0"
     if not length.isdecimal() or int(length) > MAX_BODY:
         raise Problem(413, _("The body has more than %(limit)s bytes.") % {"limit": MAX_BODY})
-    return Call(request, credential, at)
+    return Call(request=request, credential=credential, at=at)
 
 
 def use_token(request: HttpRequest, token: str | None) -> Call | None:
