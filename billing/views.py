@@ -117,9 +117,6 @@ def page_of(request: HttpRequest, items: Any) -> dict[str, Any]:
     }
 
 
-# --- CSV ---------------------------------------------------------------------------------------------------------------
-
-
 def iso(instant: Any, customer: Customer) -> str:
     """Format as ISO 8601 with the offset of the customer's time zone."""
     return instant.astimezone(customer.zone).isoformat() if instant else ""
@@ -147,9 +144,6 @@ def usage_cells(row: Row, customer: Customer) -> list[object]:
         row.invoice_number,
         row.corrects_number,
     ]
-
-
-# --- pages -------------------------------------------------------------------------------------------------------------
 
 
 @require_safe
@@ -444,9 +438,6 @@ def with_urls(rows: list[Row], user: Any) -> list[Row]:
     """Return the rows with links to the pages of their resources."""
     urls = resource_urls(user, {row.resource_id for row in rows})
     return [replace(row, url=urls.get(row.resource_id, "")) for row in rows]
-
-
-# --- invoices ---------------------------------------------------------------------------------------------------------
 
 
 def get_invoice(request: HttpRequest, pk: UUID) -> Invoice:

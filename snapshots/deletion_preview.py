@@ -146,9 +146,6 @@ def find_made(deleted: Collection[UUID], user: User) -> list[Volume]:
     return list(Volume.objects.visible_to(user).present().filter(Exists(makers)).order_by("name_key", "pk"))
 
 
-# --- restoring ---------------------------------------------------------------------------------------------------------
-
-
 def describe_restore(snapshot: Snapshot, disks: Iterable[DiskImage], *, captured_at: datetime) -> str:
     """Return what can still be got of what was written since the snapshot was taken. One query."""
     volumes = [disk.volume_id for disk in disks]
@@ -162,9 +159,6 @@ def describe_restore(snapshot: Snapshot, disks: Iterable[DiskImage], *, captured
         "%(count)s newer restore points stay, the newest of %(newest)s. They have the data written until then.",
         newer["count"],
     ) % {"count": newer["count"], "newest": minute(newer["newest"])}
-
-
-# --- in words ----------------------------------------------------------------------------------------------------------
 
 
 def describe_disk(disk: DiskPreview) -> str:

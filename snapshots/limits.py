@@ -33,9 +33,6 @@ MAX_NEW_DRAFTS = 30
 DRAFT_WINDOW = timedelta(minutes=10)
 
 
-# --- quotas ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class QuotaUse:
     """How much of one quota is used. `limit` may be UNLIMITED."""
@@ -222,9 +219,6 @@ def check_cloud_quota(location_id: str, backend_project: str, **more: int) -> No
             uses = cloud_quota_use(cloud_project)
             for name, count in more.items():
                 uses[name].require(count)
-
-
-# --- rate limits -----------------------------------------------------------------------------------------------------
 
 
 def check_rate_limit(customer_id: UUID, kind: Operation.Kind, more: int = 1) -> None:

@@ -21,8 +21,6 @@ SOURCES_OFFERED = 300
 # The URL name of the list of each kind.
 LISTS = {Kind.VOLUME: "volume_snapshots", Kind.VM: "vm_snapshots", Kind.BACKUP: "backups"}
 
-# --- filters -----------------------------------------------------------------------------------------------------------
-
 
 SNAPSHOT_ORDERS = {
     "newest": Order(_("Newest first"), "created_at", descending=True),

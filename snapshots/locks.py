@@ -48,9 +48,6 @@ class InvalidLock(ActionRefused):
         self.field = field
 
 
-# --- what is locked ----------------------------------------------------------------------------------------------------
-
-
 def get_locks(snapshot_ids: Collection[UUID]) -> dict[UUID, SnapshotLock]:
     """Return {snapshot: its lock that holds longest now}. One query."""
     active = SnapshotLock.objects.active().filter(snapshot__in=snapshot_ids).order_by("until")
@@ -93,9 +90,6 @@ def can_lift(lock: SnapshotLock, user: User, snapshot: Snapshot, *, at: datetime
 def end_of(day: date, snapshot: Snapshot) -> datetime:
     """Return the instant at which the day is over, in the customer's time zone."""
     return instant(day + DAY, time(), snapshot.project.customer.zone)
-
-
-# --- what it costs -----------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -170,9 +164,6 @@ def covered_until(snapshot: Snapshot, price: LockPrice | None, *, at: datetime) 
         middle = (low + high) // 2
         low, high = (middle, high) if price.cost_until(at + middle * rating.HOUR) <= left else (low, middle)
     return at + low * rating.HOUR
-
-
-# --- locking -----------------------------------------------------------------------------------------------------------
 
 
 def lock_snapshot(
@@ -288,9 +279,6 @@ def lock_scheduled(snapshot: Snapshot, *, days: int) -> SnapshotLock | None:
     return lock
 
 
-# --- lifting -----------------------------------------------------------------------------------------------------------
-
-
 def lift_lock(*, lock: SnapshotLock, user: User, reason: str, approval: Approval | None = None) -> SnapshotLock:
     """Lift a lock, and tell everybody of the customer who did it and why. No-op if it was lifted or has ended.
 
@@ -338,9 +326,6 @@ def everybody_of(project: Project) -> list[User]:
     customer = project.customer_id
     users = User.objects.filter(Q(customer=customer) | Q(memberships__project__customer=customer), is_active=True)
     return list(users.distinct())
-
-
-# --- notifications -----------------------------------------------------------------------------------------------------
 
 
 def notify_lifted(lock: SnapshotLock, snapshot: Snapshot, user: User) -> None:

@@ -128,9 +128,6 @@ def explain_deletion(deleted: Collection[Binned]) -> list[str]:
     return lines
 
 
-# --- putting back ------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class PutBackPrice:
     """What putting a snapshot back costs: `quote` an hour from now on, and `gap_micro` for the hours since its deletion."""
@@ -223,9 +220,6 @@ def check_price(price: PutBackPrice | None, customer: Customer, shown_micro: int
 def name_of_gap(name: str) -> str:
     """Return the name that the hours in the recycle bin have on statements and invoices."""
     return _("%(name)s (put back from the recycle bin)") % {"name": name}
-
-
-# --- erasing -----------------------------------------------------------------------------------------------------------
 
 
 def erase(*, binned: Binned, user: User, confirmation: str, approval: Approval | None = None) -> Binned:
@@ -325,9 +319,6 @@ def in_bin_of(binned: Binned) -> QuerySet[Any]:
 def reload(binned: Binned) -> Binned:
     """Read the row again, after the customer's lock was taken."""
     return checks.reload_source(binned) if isinstance(binned, Volume) else checks.reload_snapshot(binned)
-
-
-# --- free space -------------------------------------------------------------------------------------------------------
 
 
 def free_space() -> int:

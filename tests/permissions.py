@@ -403,7 +403,6 @@ TABLE: dict[str, list[Row]] = {
     ],
 }
 
-# --- docs/permissions.md -------------------------------------------------------------------------------------------------
 
 WRITTEN = Path(__file__).resolve().parent.parent / "docs" / "permissions.md"
 SIGNS = {OK: "✓", SIGN_IN: "", FORBIDDEN: "403", MISSING: "404", "401": "token", "400": "✓"}

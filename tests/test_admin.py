@@ -527,8 +527,6 @@ def test_an_old_location_keeps_its_code(support: Client) -> None:
     assert Location.objects.get().code == "1CNG-YGN-AZ09"
 
 
-# --- operations overview -------------------------------------------------------------------------------------------
-
 OVERVIEW = "/admin/snapshots/operation/overview/"
 
 

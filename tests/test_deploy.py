@@ -52,9 +52,6 @@ def commands(unit: Path) -> list[list[str]]:
     return [[sys.executable if word.endswith("/python") else word for word in shlex.split(line)] for line in lines]
 
 
-# --- systemd ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def units(tmp_path: Path) -> Path:
     """The systemd units as they are installed, for a portal in this checkout."""
@@ -123,9 +120,6 @@ def test_the_target_starts_every_part() -> None:
         "portal-worker@.service",
         "portal-scheduler.service",
     }
-
-
-# --- the whole portal -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -253,9 +247,6 @@ def test_the_units_start_a_working_portal(deployed: dict[str, str], storage_root
     assert of_the_page[0]["ip"] == "203.0.113.9"
 
 
-# --- prometheus -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.django_db
 def test_every_metric_in_a_rule_exists(client: Client, settings: Settings, storage_root: Path) -> None:
     settings.METRICS_TOKEN = TOKEN
@@ -291,9 +282,6 @@ def test_prometheus_reads_the_rules_and_asks_the_web_machines() -> None:
     job, _machines = config["scrape_configs"]
     assert int(job["scrape_timeout"].removesuffix("s")) > 10  # what settings.py waits for a connection
     assert any(f'job="{job["job_name"]}"' in rule["expr"] for rule in RULES)
-
-
-# --- settings and words -----------------------------------------------------------------------------------------------
 
 
 def test_the_example_names_only_existing_settings() -> None:
@@ -367,9 +355,6 @@ def test_timeouts_of_callers_exceed_those_of_callees() -> None:
     assert f"| {settings.DATABASE_TIMEOUT} s, {settings.SQLITE_TIMEOUT} s |" in rows
     assert f"| Prometheus (`scrape_timeout`) | {scrape.removesuffix('s')} s |" in rows
     assert f"| {stop['web']} s |" in rows and f"| {lock[1]} s |" in rows
-
-
-# --- nginx ------------------------------------------------------------------------------------------------------------
 
 
 class SinglePortal(BaseHTTPRequestHandler):

@@ -41,9 +41,6 @@ class SnapshotForm(forms.Form):
     cycle = forms.ChoiceField(choices=[("hourly", "Hourly")], widget=forms.RadioSelect)
 
 
-# --- tags ---------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("count", "text"),
     [
@@ -97,9 +94,6 @@ def test_a_flag_is_a_drawing_if_there_is_one_and_otherwise_an_emoji() -> None:
     assert "🇯🇵" in portal.flag("JP", "🇯🇵")
     drawings = (settings.BASE_DIR / "static" / "flags").glob("*.svg")
     assert {path.stem.upper() for path in drawings} == portal.DRAWN_FLAGS
-
-
-# --- components ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("colour", ["success", "info", "warning", "danger", "neutral"])
@@ -204,9 +198,6 @@ def test_illustrations_are_decorative_and_take_their_colours_from_the_theme(path
     assert "#" not in drawing
 
 
-# --- the rules of all templates and of the style sheet --------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("path", sorted(TEMPLATES.rglob("*.html")), ids=lambda path: str(path.relative_to(TEMPLATES)))
 def test_nothing_in_a_template_breaks_the_content_security_policy(path: Path) -> None:
     source = path.read_text()
@@ -251,9 +242,6 @@ def test_every_text_and_control_has_enough_contrast(theme: int) -> None:
     edges = [(edge, ground) for edge in ("line-strong", "focus") for ground in GROUNDS]
     too_weak |= {pair for pair in edges if contrast(colour[pair[0]], colour[pair[1]]) < 3}
     assert too_weak == set()
-
-
-# --- pages ----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db
@@ -313,9 +301,6 @@ def test_a_message_is_an_alert_only_when_something_went_wrong() -> None:
 
     html = component("messages", messages=[Message(constants.SUCCESS, "Taken."), Message(constants.ERROR, "No room.")])
     assert re.search(r'notice-success" role="status".*Taken\..*notice-danger" role="alert".*No room\.', html, re.DOTALL)
-
-
-# --- in the browser -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -58,9 +58,6 @@ def manage(*arguments: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
-# --- the start --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("hosts", "https", "production"),
     [
@@ -181,9 +178,6 @@ def test_the_demo_refuses_a_portal_that_others_can_reach() -> None:
     assert "The demo's passwords are public" in result.stderr
 
 
-# --- what is written down ---------------------------------------------------------------------------------------------
-
-
 def test_every_test_that_the_threat_model_names_is_there() -> None:
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", Path(django_settings.BASE_DIR, "SECURITY.md").read_text())
     missing = [
@@ -212,9 +206,6 @@ def test_every_package_is_pinned_with_hashes(name: str) -> None:
     packages = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith(("#", "--"))]
     assert len(packages) > 20
     assert [line for line in packages if not re.match(r"[\w.-]+==\S+ .*--hash=sha256:[0-9a-f]{64}", line)] == []
-
-
-# --- what browsers are told -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db
@@ -354,9 +345,6 @@ def test_a_request_for_another_host_is_refused_with_a_page(client_for: Callable[
     answer = client_for(UserFactory(), raise_request_exception=False).get("/", headers={"Host": "other.example.com"})
     assert answer.status_code == 400
     assert "<h1" in answer.content.decode()
-
-
-# --- costly acts ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

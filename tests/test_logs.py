@@ -62,9 +62,6 @@ def of(lines: list[dict[str, Any]], text: str) -> dict[str, Any]:
     return next(line for line in lines if str(line["event"]).startswith(text))
 
 
-# --- the story of a click ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.both_databases
 def test_one_request_id_links_the_click_to_every_line_of_the_worker(
@@ -134,9 +131,6 @@ def test_request_ids_are_unique_and_cannot_be_chosen(client: Client) -> None:
     first, second = (client.get("/accounts/login/", headers={"X-Request-ID": "chosen"}) for _ in range(2))
     assert len({first["X-Request-ID"], second["X-Request-ID"], "chosen"}) == 3
     assert get_request_id() == ""
-
-
-# --- what it never says -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db

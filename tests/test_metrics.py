@@ -60,9 +60,6 @@ def parse(text: str) -> dict[str, float]:
     return samples
 
 
-# --- who may read it --------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     "headers",
     [{}, {"Authorization": "Bearer wrong"}, {"Authorization": "Bearer "}, {"Authorization": f"Basic {TOKEN}"}],
@@ -83,9 +80,6 @@ def test_metrics_need_the_token_even_in_an_administrators_session(client: Client
 def test_without_the_setting_there_is_no_such_page(client: Client, settings: Settings, headers: dict[str, str]) -> None:
     settings.METRICS_TOKEN = ""
     assert client.get("/metrics", headers=headers).status_code == 404
-
-
-# --- what it says -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.django_db
@@ -214,9 +208,6 @@ def test_a_database_outage_is_a_metric(client: Client) -> None:
     assert samples["portal_database_up"] == 0
 
 
-# --- what it costs ----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.django_db
 @pytest.mark.both_databases
 def test_no_query_walks_through_the_finished_operations() -> None:
@@ -246,9 +237,6 @@ def test_no_query_walks_through_the_finished_operations() -> None:
     of_operations = [plan for plan in plans if "snapshots_operation" in plan or "operation_" in plan]
     assert len(of_operations) == 2
     assert not [plan for plan in of_operations if re.search(r"Seq Scan|SCAN snapshots_operation(?! USING)", plan)]
-
-
-# --- several processes ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

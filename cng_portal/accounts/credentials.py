@@ -57,9 +57,6 @@ def may(credential: ApplicationCredential, act: Act) -> bool:
     return act in credential.acts and RANKS.index(Role(credential.role)) >= RANKS.index(Role.MEMBER)
 
 
-# --- creating and revoking -------------------------------------------------------------------------------------------
-
-
 def create_credential(
     *,
     user: User,
@@ -130,9 +127,6 @@ def revoke_credential(*, credential: ApplicationCredential, by: User, at: dateti
             )
 
 
-# --- signing in ------------------------------------------------------------------------------------------------------
-
-
 def sign_in(credential_id: UUID, secret: str, *, address: str | None, at: datetime) -> ApplicationCredential | None:
     """Return the credential if the secret is right and the credential is valid."""
     credential = get_valid(credential_id, address=address, at=at)
@@ -165,9 +159,6 @@ def record_use(credential: ApplicationCredential, *, address: str | None, at: da
     own = ApplicationCredential.objects.filter(pk=credential.pk)
     if not full_disk.is_full():
         optional("credential last used", partial(own.update, last_used_at=at, last_used_from=address), None)
-
-
-# --- tokens ----------------------------------------------------------------------------------------------------------
 
 
 def issue_token(credential: ApplicationCredential, *, expires_at: datetime) -> str:

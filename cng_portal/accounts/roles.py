@@ -37,9 +37,6 @@ SALT = "accounts.invitation"
 CHANGE_ROLE = "change_role"
 
 
-# --- queries ---------------------------------------------------------------------------------------------------------
-
-
 def require_owner(user: User, project: Project) -> None:
     """Raise PermissionDenied for a member who isn't an owner. For strangers, callers have raised a 404."""
     if user.roles.get(project.pk) != Role.OWNER:
@@ -104,9 +101,6 @@ def owned_only_by(user: User) -> QuerySet[Project]:
     owners = Membership.objects.filter(project=OuterRef("pk"), role=Role.OWNER)
     others = owners.filter(user__is_active=True).exclude(user=user)
     return Project.objects.filter(Exists(owners.filter(user=user)), ~Exists(others)).order_by("name")
-
-
-# --- actions ---------------------------------------------------------------------------------------------------------
 
 
 def invite(*, project: Project, email: str, role: str, by: User, at: datetime) -> Invitation:
@@ -289,9 +283,6 @@ def reload_for_update(membership: Membership) -> Membership:
     if current is None:
         raise ActionRefused(_("This user is no longer a member of the project."))
     return current
-
-
-# --- e-mail ----------------------------------------------------------------------------------------------------------
 
 
 def enqueue_mail(invitation: Invitation) -> OutgoingMail:

@@ -133,9 +133,6 @@ def close(server: BaseEmailBackend) -> None:
         server.close()
 
 
-# --- failures --------------------------------------------------------------------------------------------------------
-
-
 def record_failure(mail: OutgoingMail, error: Exception, *, now: datetime) -> None:
     """Fail for good, or wait for the next attempt; unless another process took the e-mail over meanwhile."""
     is_permanent, reason = classify(error)
@@ -202,8 +199,6 @@ def delete_old(*, now: datetime) -> int:
     old = OutgoingMail.objects.filter(created_at__lt=now - KEEP_FOR)
     return old.delete()[0]
 
-
-# --- monitoring ------------------------------------------------------------------------------------------------------
 
 RECENTLY = timedelta(hours=1)
 

@@ -48,9 +48,6 @@ MISSED_BUSY = gettext_lazy("The previous run hadn't finished.")
 MISSED_OUTAGE = gettext_lazy("The portal couldn't start it on time. Only the latest missed run is taken late.")
 
 
-# --- start -----------------------------------------------------------------------------------------------------------
-
-
 def start_due_runs(now: datetime, *, limit: int = MAX_RUNS_PER_TURN) -> int:
     """Start due runs, the longest overdue first, until about `limit` schedules were handled. Returns how many.
 
@@ -148,9 +145,6 @@ def build_run(schedule: BackupSchedule, scheduled_at: datetime, now: datetime) -
     )
 
 
-# --- try and retry ---------------------------------------------------------------------------------------------------
-
-
 def describe_storage_problem(source: Source) -> str:
     """Return why the storage has no room for a backup now, or "". Call it outside of transactions: it may be slow."""
     try:
@@ -237,9 +231,6 @@ def record_failed_try(run: BackupRun, reason: str, now: datetime) -> None:
 def log_failure(run: BackupRun) -> None:
     after = {"scheduled_at": run.scheduled_at, "reason": run.reason}
     activity.record(action="backup.failed", actor=None, target=run.source, project=run.schedule.home, after=after)
-
-
-# --- settle ----------------------------------------------------------------------------------------------------------
 
 
 def settle_runs(now: datetime) -> int:

@@ -57,8 +57,6 @@ from .schedules import (
     set_lock_days,
 )
 
-# --- list --------------------------------------------------------------------------------------------------------------
-
 
 @require_GET
 def schedules(request: HttpRequest) -> HttpResponse:
@@ -150,9 +148,6 @@ def schedule_menu(request: HttpRequest, schedule_id: UUID) -> HttpResponse:
     return render(request, "partials/menu_items.html", {"actions": schedule_actions(schedule, request.user)})
 
 
-# --- page --------------------------------------------------------------------------------------------------------------
-
-
 def get_schedule(user: User, schedule_id: UUID) -> BackupSchedule:
     visible = BackupSchedule.objects.visible_to(user).with_related().select_related("created_by")
     return get_object_or_404(visible, pk=schedule_id)
@@ -225,9 +220,6 @@ def price_sentence(schedule: BackupSchedule) -> str:
     except NotSold as error:
         return str(error)
     return price_of_backups(quote, schedule.retention_count)
-
-
-# --- actions -----------------------------------------------------------------------------------------------------------
 
 
 @require_POST

@@ -216,9 +216,6 @@ def customer_locked(sync: ProjectSync) -> Iterator[None]:
         yield
 
 
-# --- machines --------------------------------------------------------------------------------------------------------
-
-
 def save_machines(sync: ProjectSync, servers: list[CloudServer]) -> None:
     by_ref = {server.ref: server for server in servers}
     rows = VirtualMachine.objects.filter(**sync.scope, backend_ref__in=by_ref)
@@ -271,9 +268,6 @@ def save_attached_machines(sync: ProjectSync, refs: set[str]) -> None:
     existing_refs = set(rows.values_list("backend_ref", flat=True))
     server = CloudServer(ref="", name="", is_running=True, vcpus=0, memory_mb=0, created_at=sync.since)
     add_machines(sync, [replace(server, ref=ref) for ref in sorted(refs - existing_refs)])
-
-
-# --- volumes ---------------------------------------------------------------------------------------------------------
 
 
 def save_volumes(sync: ProjectSync, volumes: list[CloudVolume], *, machines_by_attachment: bool) -> None:
@@ -375,9 +369,6 @@ def adopt(sync: ProjectSync, volumes: list[CloudVolume]) -> list[CloudVolume]:
     return [volume for volume in volumes if volume.portal_uuid not in safety_uuids | own_uuids | temporary]
 
 
-# --- snapshots -------------------------------------------------------------------------------------------------------
-
-
 def save_snapshots(sync: ProjectSync, listed: list[CloudSnapshot]) -> None:
     by_ref = {snapshot.ref: snapshot for snapshot in listed}
     new = list(touch_known(sync, by_ref).values())
@@ -453,9 +444,6 @@ def free_names(customer_id: UUID, infos: list[CloudSnapshot]) -> dict[str, str]:
         names[ref] = name if fold_name(name) not in taken else long[ref]
         taken.add(fold_name(names[ref]))
     return names
-
-
-# --- deletions and charges -------------------------------------------------------------------------------------------
 
 
 def mark_gone(sync: ProjectSync) -> None:
@@ -556,9 +544,6 @@ def change_charge(
             return 0
         change(snapshot, at)
     return 1
-
-
-# --- helpers ---------------------------------------------------------------------------------------------------------
 
 
 def set_fields(row: Volume | VirtualMachine, fields: dict[str, Any]) -> bool:

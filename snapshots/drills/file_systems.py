@@ -62,9 +62,6 @@ def check_content(image: int, disk: DiskImage, driver: Driver, heartbeat: Heartb
             yield check_file_system(image, part, name, heartbeat)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
 def check_files(image: int, disk: DiskImage, driver: Driver, heartbeat: Heartbeat) -> Check:
     """List the files of the restored disk and compare each entry with the list made after the capture."""
     with tempfile.TemporaryFile() as restored:
@@ -120,9 +117,6 @@ def compare(stored: int, restored: int, count: int) -> Check:
 def explain_reader(error: children.ReaderFailed) -> str:
     logger.warning("drill.unreadable", reason=error.reason)
     return _("The portal couldn't read the files of this disk, so they weren't compared.")
-
-
-# --- file systems ----------------------------------------------------------------------------------------------------
 
 
 def check_file_system(image: int, part: dict[str, Any], name: str, heartbeat: Heartbeat) -> Check:

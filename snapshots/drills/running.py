@@ -123,9 +123,6 @@ def check_bytes(report: DiskReport, driver: Driver, heartbeat: Heartbeat) -> Che
     return Check(Kind.CHECKSUM, Outcome.FAILED, text)
 
 
-# --- outcome ---------------------------------------------------------------------------------------------------------
-
-
 def record_reports(drill: Drill, reports: list[DiskReport], *, started_at: datetime, at: datetime) -> None:
     """Record what the drill found. Call it within `lifecycle.finish`."""
     DrillCheck.objects.bulk_create(

@@ -90,9 +90,6 @@ def get_drill(user: User, drill_id: UUID) -> Drill:
     return get_object_or_404(Drill.objects.visible_to(user).select_related(*RELATED), pk=drill_id)
 
 
-# --- exports -----------------------------------------------------------------------------------------------------------
-
-
 @require_GET
 def drill_pdf(request: HttpRequest, drill_id: UUID) -> HttpResponse:
     """Download the evidence of a drill that has ended."""
@@ -119,9 +116,6 @@ def drill_csv(request: HttpRequest, drill_id: UUID) -> StreamingHttpResponse:
 def drills_csv(request: HttpRequest) -> StreamingHttpResponse:
     visible = Drill.objects.visible_to(request.user).order_by("-created_at", "-pk")
     return csv_response("restore-drills", exports.COLUMNS, exports.rows(visible, request.user))
-
-
-# --- list and plans ----------------------------------------------------------------------------------------------------
 
 
 @require_GET

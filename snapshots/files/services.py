@@ -285,9 +285,6 @@ def encode(path: Sequence[bytes]) -> list[str]:
     return [b64encode(name).decode() for name in path]
 
 
-# --- downloads ---------------------------------------------------------------------------------------------------------
-
-
 class DownloadStream:
     """The bytes of a file or archive. It ends with an error if they can't be read, or access is revoked."""
 

@@ -46,9 +46,6 @@ SAMPLE = 100
 MIN_SAMPLED_BYTES = 256  # less says nothing about randomness
 
 
-# --- measuring ---------------------------------------------------------------------------------------------------------
-
-
 class Sample:
     """At most SAMPLE of many files, each with the same chance, in bounded memory."""
 
@@ -150,9 +147,6 @@ def read_sample(disk: DiskImage, sample: Sequence[Record]) -> tuple[int, int]:
     finally:
         os.close(image)
     return len(found), sum(found)
-
-
-# --- judging -----------------------------------------------------------------------------------------------------------
 
 
 def usual(shares: Sequence[float]) -> float | None:
@@ -270,9 +264,6 @@ def percent(share: float) -> str:
     if 0 < share < 0.01:
         return _("less than 1 %")
     return _("%(number)s %%") % {"number": math.floor(share * 100)}
-
-
-# --- deciding ----------------------------------------------------------------------------------------------------------
 
 
 def keep_removing(*, snapshot: Snapshot, user: User) -> Snapshot:

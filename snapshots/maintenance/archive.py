@@ -86,9 +86,6 @@ class HashingReader:
         return data
 
 
-# --- writing -----------------------------------------------------------------------------------------------------------
-
-
 def write_archive(file: IO[bytes], header: Header, members: dict[str, Path]) -> None:
     """Write the header, the members and their checksums."""
     data = header.dump()
@@ -112,9 +109,6 @@ def add(tar: tarfile.TarFile, name: str, content: IO[bytes], size: int) -> str:
 
 def manifest_line(location: str, uuid: UUID, text: str) -> str:
     return json.dumps({"location": location, "uuid": str(uuid), "text": text}) + "\n"
-
-
-# --- reading -----------------------------------------------------------------------------------------------------------
 
 
 @contextmanager

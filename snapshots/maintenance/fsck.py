@@ -74,9 +74,6 @@ def check_location(
         yield Finding("unreachable", location.pk, location.pk, str(error))
 
 
-# --- storage ---------------------------------------------------------------------------------------------------------
-
-
 class StorageComparison:
     """Compares the rows of a location with its storage. Raises StorageError and ImproperlyConfigured."""
 
@@ -244,9 +241,6 @@ def compare(disk: DiskImage, info: SnapshotInfo) -> Iterator[str]:
             }
 
 
-# --- rows ------------------------------------------------------------------------------------------------------------
-
-
 def check_rows(location: Location, now: datetime) -> Iterator[Finding]:
     """Find rows that wait for an operation that doesn't exist, and operations without a worker.
 
@@ -293,9 +287,6 @@ def check_rows(location: Location, now: datetime) -> Iterator[Finding]:
         yield Finding("overdue", location.pk, f"{operation} · {operation.pk}", repair=repair)
 
 
-# --- billing ---------------------------------------------------------------------------------------------------------
-
-
 def check_charges(location: Location) -> Iterator[Finding]:
     """Compare Ready snapshots with running usage. Usage starts and ends in the transaction that changes the snapshot."""
     usage = running_usage(location_code=location.pk, kinds=SERVICE_KINDS.values())
@@ -332,9 +323,6 @@ def chargeable_snapshots(location: Location) -> QuerySet[Snapshot]:
 def sizes_in_gb(usage: QuerySet[Any], snapshots: Iterable[Snapshot]) -> dict[tuple[UUID, str], int]:
     segments = usage.filter(resource_id__in=[snapshot.pk for snapshot in snapshots])
     return {(segment.resource_id, segment.kind): segment.size_gb for segment in segments}
-
-
-# --- helpers ---------------------------------------------------------------------------------------------------------
 
 
 def is_being_worked_on(uuid: UUID) -> bool:

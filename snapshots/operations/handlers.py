@@ -73,9 +73,6 @@ def volume_of(operation: Operation) -> Volume:
     return operation.volume
 
 
-# --- capture ---------------------------------------------------------------------------------------------------------
-
-
 def capture(operation: Operation, lease: Lease) -> None:
     infos = capture_disks(snapshot_of(operation), lease)
     lifecycle.finish(
@@ -128,9 +125,6 @@ def fail_capture(snapshot: Snapshot, reason: str) -> None:
     with contextlib.suppress(ImproperlyConfigured):  # Without storage there is nothing to clean up.
         if failed and get_driver(snapshot.location).finishes_late:
             lifecycle.create_operation(kind=Operation.Kind.CLEAN_UP, snapshot=snapshot)
-
-
-# --- restore ---------------------------------------------------------------------------------------------------------
 
 
 def restore(operation: Operation, lease: Lease) -> None:
@@ -211,9 +205,6 @@ def fail_restore(operation: Operation, reason: str, now: datetime) -> None:
         fail_capture(operation.safety_snapshot, reason)
 
 
-# --- new volume ------------------------------------------------------------------------------------------------------
-
-
 def create_volume(operation: Operation, lease: Lease) -> None:
     volume, disk = operation.volume, operation.disk
     assert volume is not None and disk is not None  # held by the constraint operation_target
@@ -235,9 +226,6 @@ def create_volume(operation: Operation, lease: Lease) -> None:
 def fail_new_volume(operation: Operation, reason: str, now: datetime) -> None:
     """Hide the volume. Its row stays for a retry."""
     Volume.objects.filter(pk=operation.volume_id).update(state=Volume.State.ERROR, deleted_at=now)
-
-
-# --- volumes ---------------------------------------------------------------------------------------------------------
 
 
 def create_empty_volume(operation: Operation, lease: Lease) -> None:
@@ -297,9 +285,6 @@ def delete_volume(operation: Operation, lease: Lease) -> None:
         Volume.objects.filter(pk=volume.pk, state=Volume.State.DELETING).update(deleted_at=now)
 
     lifecycle.finish(operation, Operation.State.SUCCEEDED, complete)
-
-
-# --- verify ----------------------------------------------------------------------------------------------------------
 
 
 def verify(operation: Operation, lease: Lease) -> None:
@@ -370,9 +355,6 @@ def verify_disks(operation: Operation, heartbeat: Heartbeat, *, resume: bool = F
     lifecycle.finish(operation, state, record, error=reason, cause=cause)
 
 
-# --- files -----------------------------------------------------------------------------------------------------------
-
-
 def list_files(operation: Operation, lease: Lease) -> None:
     snapshot = snapshot_of(operation)
     if not Snapshot.objects.filter(pk=snapshot.pk, state=State.READY, missing_since=None).exists():
@@ -380,9 +362,6 @@ def list_files(operation: Operation, lease: Lease) -> None:
         return
     disks = cataloguing.list_files(snapshot, lease.heartbeat)
     lifecycle.finish(operation, Operation.State.SUCCEEDED, lambda now: cataloguing.record_listed(snapshot, disks, now))
-
-
-# --- drill -----------------------------------------------------------------------------------------------------------
 
 
 def drill(operation: Operation, lease: Lease) -> None:
@@ -435,9 +414,6 @@ def fail_drill(operation: Operation, reason: str, now: datetime) -> None:
     running.end_unfinished(Drill.objects.get(operation=operation), reason, now)
 
 
-# --- delete ----------------------------------------------------------------------------------------------------------
-
-
 def delete(operation: Operation, lease: Lease) -> None:
     snapshot = snapshot_of(operation)
     delete_disks(snapshot)
@@ -472,9 +448,6 @@ def is_needed(uuid: UUID) -> bool:
     """Return whether a usable disk image or volume has this ID, so that its files aren't orphaned."""
     image = DiskImage.objects.filter(Q(snapshot__state=State.READY) | Q(snapshot__bin_until__isnull=False), pk=uuid)
     return image.exists() or Volume.objects.in_storage().filter(pk=uuid).exists()
-
-
-# --- failure ---------------------------------------------------------------------------------------------------------
 
 
 def fail_operation(operation: Operation, reason: str, now: datetime, *, damaged_disk: DiskImage | None = None) -> None:
@@ -525,9 +498,6 @@ def notify_failure(operation: Operation, reason: str, *, title: str | Promise = 
         message=lambda: (str(title or failure_title) % {"name": subject.name}, reason),
         url=reverse(page, args=[subject.pk]),
     )
-
-
-# --- registry --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -38,9 +38,6 @@ from snapshots.wizard import wizard
 T = TypeVar("T")
 
 
-# --- actions -----------------------------------------------------------------------------------------------------------
-
-
 def submit(request: HttpRequest, form: forms.Form, action: Callable[[], T], *, field: str | None = None) -> T | None:
     """Perform the action if the form was submitted and is valid. A refusal becomes an error of the form.
 
@@ -130,9 +127,6 @@ def damage_of(disks: Iterable[DiskImage]) -> list[str]:
     return list(dict.fromkeys(disk.damage for disk in disks if disk.damage))
 
 
-# --- lists and live pages ----------------------------------------------------------------------------------------------
-
-
 def push_url(request: Request, url: str) -> str:
     """Return the HX-Push-Url header: `url`, or "false" if the browser shows it already, so that history has it once."""
     return "false" if request.htmx.current_url_abs_path == url else url
@@ -195,9 +189,6 @@ def render_live(
 def version_of(*values: object) -> str:
     """Return a hash of the values."""
     return hashlib.blake2s(repr(values).encode(), digest_size=8).hexdigest()
-
-
-# --- prices ------------------------------------------------------------------------------------------------------------
 
 
 def price_of(snapshot: Snapshot, prices: PriceList, *, once_sound: bool = False) -> Quote | None:

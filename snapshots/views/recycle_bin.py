@@ -62,9 +62,6 @@ class BinRow:
         return reverse(f"snapshots:{name}", args=[self.binned.pk])
 
 
-# --- lists -----------------------------------------------------------------------------------------------------------
-
-
 @require_GET
 def snapshots(request: HttpRequest) -> HttpResponse:
     visible = Snapshot.objects.visible_to(request.user).in_bin().select_related("project", "location", "volume", "vm")
@@ -101,9 +98,6 @@ def show_list(request: HttpRequest, visible: QuerySet[Any], active: str) -> Http
         "tabs": [{"label": label, "url": reverse(name), "active": name == active} for name, label in tabs],
     }
     return render_list(request, "snapshots/recycle_bin/list.html", "bin-list", page, form.chosen, context)
-
-
-# --- putting back ----------------------------------------------------------------------------------------------------
 
 
 def get_binned(request: HttpRequest, binned: Binned) -> BinRow | None:
@@ -211,9 +205,6 @@ def explain_ended_schedules(volume: Volume) -> list[str]:
     if BackupSchedule.objects.filter(volume=volume, deleted_at=volume.delete_requested_at).exists():
         return [_("Its snapshot schedules ended with the deletion. Make new ones if you want them.")]
     return []
-
-
-# --- erasing ---------------------------------------------------------------------------------------------------------
 
 
 @require_http_methods(["GET", "POST"])

@@ -29,8 +29,6 @@ from snapshots.storage.registry import get_driver
 
 from .common import price_of
 
-# --- snapshots ---------------------------------------------------------------------------------------------------------
-
 LISTED_RELATED = ("project__customer", "location", "volume", "vm")
 LISTED_FIELDS = (
     *("kind", "customer", "project", "location", "volume", "vm", "name", "name_key", "size_gb", "state", "error"),
@@ -158,9 +156,6 @@ def is_changeable(snapshot: Snapshot, user: User) -> bool:
     return user.can_change(snapshot.project_id) and snapshot.state not in (State.DELETING, State.DELETED)
 
 
-# --- actions -----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Action:
     """A link in a menu or on a page."""
@@ -218,8 +213,6 @@ def actions_for(snapshot: Snapshot, user: User, lock: SnapshotLock | None) -> li
         if is_possible
     ]
 
-
-# --- operations --------------------------------------------------------------------------------------------------------
 
 OPERATION_RELATED = ("snapshot", "volume", "vm", "safety_snapshot__location", "requested_by")
 OPERATION_FIELDS = (

@@ -52,9 +52,6 @@ def get_changeable_volume(request: HttpRequest, volume_id: UUID, *, in_bin: bool
     return volume
 
 
-# --- menu ------------------------------------------------------------------------------------------------------------
-
-
 def volume_actions_for(volume: Volume, user: User) -> list[Action]:
     """List what the user can do with the volume now, besides taking a snapshot. Nothing for viewers."""
     if not user.can_change(volume.project_id) or volume.deleted_at or volume.delete_requested_at:
@@ -82,9 +79,6 @@ def volume_menu(request: HttpRequest, volume_id: UUID) -> HttpResponse:
     if not is_fragment(request):
         return redirect("snapshots:volume", volume_id)
     return render(request, "partials/menu_items.html", {"actions": volume_actions_for(volume, request.user)})
-
-
-# --- actions ---------------------------------------------------------------------------------------------------------
 
 
 @require_http_methods(["GET", "POST"])

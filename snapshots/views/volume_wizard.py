@@ -157,9 +157,6 @@ def describe_source(disk: DiskImage | None) -> str:
     return _("%(snapshot)s · %(disk)s") % {"snapshot": disk.snapshot.name, "disk": disk.volume_name}
 
 
-# --- context of the steps ---------------------------------------------------------------------------------------------
-
-
 def location_context(request: HttpRequest, draft: Draft, form: wizard.StepForm) -> dict[str, Any]:
     return location_choices(request, draft, offers.offered_volume_locations(request.user))
 

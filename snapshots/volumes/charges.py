@@ -78,9 +78,6 @@ def quote_volumes(volumes: Collection[Volume], *, at: datetime) -> dict[UUID, Qu
     return quotes
 
 
-# --- charges that differ from the volumes -----------------------------------------------------------------------------
-
-
 def charge_volumes(*, at: datetime) -> None:
     """Start the charges of volumes that are older than their location's first price, and settle any others."""
     settle_charges(Volume.objects.all(), at=at)

@@ -33,8 +33,6 @@ from ..storage.registry import get_driver
 from .charges import stop_charging_volume
 from .recycle_bin import put_in_bin
 
-# --- create ----------------------------------------------------------------------------------------------------------
-
 
 def request_volume(
     *,
@@ -156,9 +154,6 @@ def check_name(name: str) -> str:
         raise NameTaken(error.messages[0], "") from error
 
 
-# --- rename ----------------------------------------------------------------------------------------------------------
-
-
 def rename_volume(*, volume: Volume, user: User, name: str) -> Volume:
     """Raises NameTaken if the name is invalid, InvalidState."""
     with transaction.atomic():
@@ -189,9 +184,6 @@ def why_not_renamable(volume: Volume) -> str:
 def is_portals_own(volume: Volume) -> bool:
     """Return whether the portal created the volume, rather than the cloud."""
     return volume.operations.filter(kind__in=[Operation.Kind.CREATE_VOLUME, Operation.Kind.NEW_VOLUME]).exists()
-
-
-# --- grow ------------------------------------------------------------------------------------------------------------
 
 
 def request_extension(*, volume: Volume, user: User, size_gb: int, shown_hourly_micro: int | None = None) -> Operation:
@@ -235,9 +227,6 @@ def why_not_extendable(volume: Volume) -> str:
             "vm": machine.name,
         }
     return ""
-
-
-# --- attach and detach -----------------------------------------------------------------------------------------------
 
 
 def attach_volume(*, volume: Volume, vm: VirtualMachine, user: User) -> Volume:
@@ -324,9 +313,6 @@ def why_cloud_attaches(volume: Volume) -> str:
     }
 
 
-# --- delete ----------------------------------------------------------------------------------------------------------
-
-
 def request_volume_deletion(*, volume: Volume, user: User, confirmation: str) -> Volume:
     """Accept the deletion, which ends the charge and the schedules at once. Its snapshots stay. No-op if already accepted.
 
@@ -386,9 +372,6 @@ def snapshots_in_cloud(volume: Volume) -> int:
     return disks.filter(snapshot__missing_since=None, snapshot__protects=None).count()
 
 
-# --- retry -----------------------------------------------------------------------------------------------------------
-
-
 def retry_volume_operation(*, operation: Operation, user: User) -> Operation:
     """Request a failed operation on a volume again, as a new one, after the checks of a first request.
 
@@ -423,9 +406,6 @@ def retry_volume_operation(*, operation: Operation, user: User) -> Operation:
         elif volume.state != Volume.State.DELETING or volume.deleted_at or active.exists():
             raise nothing_to_retry
         return create_operation(kind=operation.kind, volume=volume, requested_by=user)
-
-
-# --- checks ----------------------------------------------------------------------------------------------------------
 
 
 def lock_volume(volume: Volume, user: User) -> Volume:

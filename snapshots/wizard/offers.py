@@ -161,9 +161,6 @@ def find_sources(user: User, kind: str, text: str) -> list[Any]:
     return list(hits.select_related("project").order_by("name", "id")[:SOURCES_FOUND])
 
 
-# --- new volumes ---------------------------------------------------------------------------------------------------------
-
-
 def offered_volume_locations(user: User) -> list[LocationOffer]:
     """Return the active locations. Those whose storage can't create a volume have a reason."""
     currencies = {project.currency for project in user.project_roles if user.can_change(project.id)}

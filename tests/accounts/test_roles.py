@@ -240,9 +240,6 @@ def test_an_address_with_invisible_characters_is_not_invited(
     assert not Invitation.objects.exists()
 
 
-# --- the e-mail of an invitation -------------------------------------------------------------------------------------
-
-
 def test_the_page_shows_the_delivery_of_each_invitation(project: Project, owner: User, client_for: Callable) -> None:
     now = timezone.now()
     for state, mail in {

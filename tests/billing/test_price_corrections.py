@@ -161,9 +161,6 @@ def test_a_price_is_never_raised_afterwards(shop, mistake):
             PriceVersion.objects.create(package=shop.package, **values)
 
 
-# --- in admin ---------------------------------------------------------------------------------------------------------
-
-
 def test_an_administrator_corrects_a_price(client_for, shop, mistake):
     admin = client_for(UserFactory(admin=True))
     package = reverse("admin:billing_package_change", args=[shop.package.pk])
@@ -214,9 +211,6 @@ def test_correcting_a_price_needs_permission_to_change_packages(client_for, mist
     assert client_for(UserFactory(is_staff=True)).post(url, {"rate": "0.04", "reason": "x"}).status_code == 403
     assert client_for(UserFactory()).post(url, {"rate": "0.04", "reason": "x"}).status_code == 302
     assert PriceVersion.objects.count() == 1
-
-
-# --- bounds -----------------------------------------------------------------------------------------------------------
 
 
 def test_sums_of_the_largest_amounts_fit(client_for, shop, use, mistake):

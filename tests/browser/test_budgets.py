@@ -136,8 +136,6 @@ def test_first_and_later_pages_stay_within_their_byte_budgets(browser: Browser, 
     page.context.close()
 
 
-# --- queries --------------------------------------------------------------------------------------------------------------
-
 MOST_QUERIES = 25
 
 

@@ -55,9 +55,6 @@ def steps(member: Membership, source: Any, kind: Kind = Kind.VOLUME) -> dict[str
     return {slug: wizard.url(draft, slug) for slug in wizard.slugs(draft)}
 
 
-# --- the guide -----------------------------------------------------------------------------------------------------------
-
-
 def keep(page: Page, name: str, part: Locator | None = None) -> None:
     """Save the top of the page, up to `height` pixels, compressed for text."""
     page.evaluate("document.activeElement.blur()")
@@ -116,8 +113,6 @@ def test_the_pictures_of_the_guide(
         keep(page, f"volume-{slug}", page.locator("#wizard"))
     context.close()
 
-
-# --- every page ----------------------------------------------------------------------------------------------------------
 
 APPEARANCES = [(scheme, width) for scheme in ("light", "dark") for width in (1440, 768, 390, 320)]
 

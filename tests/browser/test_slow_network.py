@@ -105,9 +105,6 @@ def test_a_link_responds_at_once_and_a_restored_page_shows_no_progress(page: Pag
     assert page.evaluate(BAR) == "none"
 
 
-# --- what asks again and again --------------------------------------------------------------------------------------------
-
-
 def test_new_operations_are_polled_often_and_old_ones_rarely() -> None:
     now = timezone.now()
 

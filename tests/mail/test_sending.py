@@ -205,9 +205,6 @@ def test_old_rows_are_deleted_and_expired_bodies_erased(now: datetime) -> None:
     assert failed.body == ""
 
 
-# --- several processes, and one that dies ------------------------------------------------------------------------------
-
-
 @pytest.mark.django_db(transaction=True)
 @pytest.mark.both_databases
 def test_eight_concurrent_senders_send_each_email_once(server: SMTPServer, now: datetime) -> None:
@@ -277,9 +274,6 @@ def test_a_sender_past_its_lease_overwrites_nothing(now: datetime) -> None:
     services.record_failure(mail, OSError("timed out"), now=now + services.LEASE)
     mail.refresh_from_db()
     assert (mail.state, mail.error) == (State.SENT, "")
-
-
-# --- monitoring --------------------------------------------------------------------------------------------------------
 
 
 def test_the_status_counts_waiting_and_recently_failed_e_mails(now: datetime) -> None:

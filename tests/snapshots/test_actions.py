@@ -92,9 +92,6 @@ def start_of(root: Path, volume: Volume) -> bytes:
         return file.read(len(BEFORE))
 
 
-# --- who ---------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", ["get", "post"])
 @pytest.mark.parametrize("action", ACTIONS)
 def test_strangers_viewers_and_signed_out_people_change_nothing(
@@ -126,9 +123,6 @@ def test_every_action_has_a_form_without_javascript(action: str, client: Client,
 
     assert f'method="post" action="{url(action, snapshot)}"' in page
     assert "csrfmiddlewaretoken" in page
-
-
-# --- rename ------------------------------------------------------------------------------------------------------------
 
 
 def test_renaming_a_snapshot_renames_its_usage(client: Client, snapshot: Snapshot) -> None:
@@ -175,9 +169,6 @@ def test_a_snapshot_that_is_being_deleted_cannot_be_renamed(client: Client, proj
     snapshot = SnapshotFactory(volume__project=project, deleting=True)
 
     assert "being deleted" in errors_of(client.post(url("rename", snapshot), {"name": "other"}))
-
-
-# --- delete ------------------------------------------------------------------------------------------------------------
 
 
 def test_deleting_a_snapshot_ends_its_charge_and_removes_its_file(
@@ -236,9 +227,6 @@ def test_deleting_twice_is_deleting_once(client: Client, project: Project) -> No
         assert client.post(url("delete", snapshot), {"confirmation": snapshot.name, "is_last": "on"}).status_code == 302
 
     assert Operation.objects.get().kind == Operation.Kind.DELETE
-
-
-# --- restore -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_restore_brings_the_bytes_back_and_can_be_undone(
@@ -357,9 +345,6 @@ def test_a_restore_needs_credits_for_its_safety_snapshot(client_for: Callable[..
     assert "Insufficient infra credit" in page
 
 
-# --- machines ----------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def machine(project: Project, storage_root: Path) -> Snapshot:
     """A snapshot of a stopped machine with two disks."""
@@ -431,9 +416,6 @@ def test_a_new_volume_from_a_machines_snapshot_requires_a_disk(
 
 def test_the_snapshot_of_a_volume_makes_no_machine(client: Client, project: Project) -> None:
     assert client.get(url("new_machine", SnapshotFactory(volume__project=project))).status_code == 404
-
-
-# --- new volume --------------------------------------------------------------------------------------------------------
 
 
 def test_a_new_volume_larger_than_the_storage_can_hold_is_refused_at_once(
@@ -530,9 +512,6 @@ def test_no_volume_is_created_from_a_snapshot_that_is_not_ready(client: Client, 
     assert response.text.count("is not ready") == 1
 
 
-# --- verify ------------------------------------------------------------------------------------------------------------
-
-
 def test_a_snapshot_is_verified(client: Client, snapshot: Snapshot) -> None:
     response = client.post(url("verify", snapshot))
 
@@ -562,9 +541,6 @@ def test_a_snapshot_that_is_not_ready_is_not_verified(client: Client, project: P
 
     assert response.status_code == 200
     assert "is not ready" in response.content.decode()
-
-
-# --- try again ---------------------------------------------------------------------------------------------------------
 
 
 def retry_url(operation: Operation) -> str:

@@ -67,9 +67,6 @@ def draft_for(volume: Volume, project: Project, member: Membership, /, **answers
     return draft
 
 
-# --- the wizard --------------------------------------------------------------------------------------------------------
-
-
 def test_a_project_without_volumes_is_chosen_and_gets_the_snapshot(
     client: Client, volume: Volume, archive: Project
 ) -> None:
@@ -167,9 +164,6 @@ def test_a_project_whose_customer_has_nothing_in_the_location_says_so(
     assert f"Other Co. has no volume in {volume.location_id}. Choose another project." in answer
 
 
-# --- who will be able to read it ---------------------------------------------------------------------------------------
-
-
 def test_the_review_names_who_will_be_able_to_read_the_data(
     client: Client, member: Membership, volume: Volume, archive: Project
 ) -> None:
@@ -206,9 +200,6 @@ def test_a_disk_of_a_third_project_counts(
     draft.save()
     page = client.get(wizard.url(draft, "review")).text
     assert "This member of “Archive” has no role in “Third, Web”, but will be able to read the data: Aye." in page
-
-
-# --- the service -------------------------------------------------------------------------------------------------------
 
 
 def test_the_quota_is_that_of_the_snapshots_project(member: Membership, volume: Volume, archive: Project) -> None:

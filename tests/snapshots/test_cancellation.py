@@ -251,9 +251,6 @@ def test_a_cancelled_backup_ends_its_run_and_the_next_one_is_started(member: Mem
     assert operation.snapshot.kind == Kind.BACKUP
 
 
-# --- pages -------------------------------------------------------------------------------------------------------------
-
-
 def test_the_page_of_a_snapshot_that_is_being_taken_offers_to_cancel_it(
     client: Client, member: Membership, volume: Volume
 ) -> None:
@@ -314,9 +311,6 @@ def test_a_snapshot_that_is_in_use_cannot_be_deleted_and_its_page_says_so_first(
     OperationFactory(snapshot=snapshot, restore=True)
     page = client.get(reverse("snapshots:delete", args=[snapshot.pk])).content.decode()
     assert "The snapshot is in use (Restore)" in page and "confirmation" not in page
-
-
-# --- real worker processes ---------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -400,9 +400,6 @@ def test_a_damaged_backup_is_notified_by_its_unfinished_run(storage_root: Path, 
     assert UsageSegment.objects.get().ended_at is not None
 
 
-# --- pages -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def client(member: Membership, client_for: Callable[..., Client]) -> Client:
     return client_for(member.user)

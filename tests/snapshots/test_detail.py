@@ -212,9 +212,6 @@ def test_the_snapshot_of_a_volume_that_is_gone_can_become_a_new_volume(client: C
     assert actions == ["new_volume", "files", "lock", "rename", "labels", "expiry", "verify", "request_drill", "delete"]
 
 
-# --- operations --------------------------------------------------------------------------------------------------------
-
-
 def test_operations_show_requester_time_progress_and_reason(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project)
     user = project.memberships.get().user
@@ -266,9 +263,6 @@ def test_a_failed_restore_starts_again_from_its_confirmation(client: Client, pro
     assert "Undo restore" not in page
 
 
-# --- live --------------------------------------------------------------------------------------------------------------
-
-
 def test_the_page_polls_only_while_an_operation_is_active(client: Client, project: Project) -> None:
     snapshot = SnapshotFactory(volume__project=project, creating=True)
     operation = OperationFactory(snapshot=snapshot, capture=True, running=True)
@@ -317,9 +311,6 @@ def test_a_settled_snapshot_refreshes_the_page_once_with_an_announcement(client:
 
 def test_a_stranger_cannot_poll(client: Client) -> None:
     assert client.get(url(SnapshotFactory()), headers=HTMX).status_code == 404
-
-
-# --- what was done to it -----------------------------------------------------------------------------------------------
 
 
 def test_the_outcome_of_a_restore_replaces_its_message(client: Client, project: Project) -> None:

@@ -208,9 +208,6 @@ def test_a_clock_that_jumps_back_or_twenty_schedulers_delete_it_once(snapshot: S
     assert Operation.objects.filter(kind=Operation.Kind.DELETE).count() == 1
 
 
-# --- pages -----------------------------------------------------------------------------------------------------------
-
-
 def test_the_date_is_set_changed_and_removed_on_its_page(client: Client, snapshot: Snapshot) -> None:
     url, page = reverse("snapshots:expiry", args=[snapshot.pk]), reverse("snapshots:snapshot", args=[snapshot.pk])
     assert url in client.get(page).text and "Delete after" not in client.get(page).text

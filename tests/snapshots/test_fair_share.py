@@ -173,9 +173,6 @@ def test_twenty_workers_at_once_leave_one_free() -> None:
     assert Operation.objects.filter(state=Operation.State.RUNNING, attempt=1).count() == 19
 
 
-# --- real worker processes ---------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def start_worker() -> Iterator[Callable[[], forked.Process]]:
     started: list[forked.Process] = []

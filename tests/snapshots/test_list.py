@@ -200,9 +200,6 @@ def test_a_menu_says_when_no_action_is_possible(client: Client, project: Project
     assert "No actions right now" in client.get(reverse("snapshots:menu", args=[snapshot.pk]), headers=HTMX).text
 
 
-# --- empty states ------------------------------------------------------------------------------------------------------
-
-
 def test_an_empty_list_invites(client: Client) -> None:
     page = client.get(LIST).content.decode()
 
@@ -243,9 +240,6 @@ def test_no_results_are_reported_with_a_way_back(client: Client, project: Projec
     assert "No snapshot matches" in page
     assert 'value="nothing like it"' in page
     assert "Clear search and filters" in page
-
-
-# --- search and filters ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("typed", ["before", "BEFORE-UP", " upgrade ", "ﬁ"])
@@ -324,9 +318,6 @@ def test_filters_never_reach_into_other_customers(client: Client, project: Proje
 
     for params in ({"q": "secret"}, {"q": str(theirs.pk)}, {"volume": str(theirs.volume_id)}):
         assert "secret" not in [name for name in names(client.get(LIST, params))]
-
-
-# --- orders and pages --------------------------------------------------------------------------------------------------
 
 
 def walk(client: Client, params: dict[str, str]) -> list[list[str]]:
@@ -452,9 +443,6 @@ def test_beyond_a_limit_the_total_says_more_than(
     assert "More than 22 snapshots" in client.get(LIST).content.decode()
 
 
-# --- table and cards ---------------------------------------------------------------------------------------------------
-
-
 def test_cards_are_chosen_in_the_url_and_remembered(client: Client, project: Project) -> None:
     snapshots_of(project, 1)
 
@@ -462,9 +450,6 @@ def test_cards_are_chosen_in_the_url_and_remembered(client: Client, project: Pro
     assert '<ul class="card-grid">' in client.get(LIST).content.decode()
     assert '<table class="list">' in client.get(LIST, {"view": "table"}).content.decode()
     assert '<table class="list">' in client.get(LIST, {"view": "bogus"}).content.decode()
-
-
-# --- fragments ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("params", [{}, {"q": "snapshot"}, {"state": "failed"}, {"view": "cards"}, {"sort": "name"}])
@@ -505,9 +490,6 @@ def test_the_same_address_is_not_pushed_twice(client: Client, project: Project) 
     assert response["HX-Push-Url"] == "false"
 
 
-# --- filters that are fetched when they are opened ----------------------------------------------------------------------
-
-
 def test_the_menus_of_the_filters_are_read_only_when_they_are_opened(client: Client, project: Project) -> None:
     volume = VolumeFactory(project=project, name="web-01-root")
     SnapshotFactory(volume=volume)
@@ -540,9 +522,6 @@ def test_every_list_has_such_filters(path: str, client: Client, project: Project
 
     assert "<table" not in panel
     assert f'<option value="{project.pk}">Software</option>' in panel
-
-
-# --- rows that refresh themselves --------------------------------------------------------------------------------------
 
 
 def row_url(snapshot: Snapshot) -> str:
@@ -600,9 +579,6 @@ def test_a_row_without_htmx_redirects_to_the_page(client: Client, project: Proje
 
 def test_another_customers_row_is_a_404(client: Client) -> None:
     assert client.get(row_url(SnapshotFactory()), headers=HTMX).status_code == 404
-
-
-# --- queries -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.both_databases

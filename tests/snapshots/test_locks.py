@@ -89,9 +89,6 @@ def credit(customer: Customer, user: User) -> None:
     buy_credits(customer=customer, amount_micro=10 * 480_000_000, reason="test", key="credits", by=user)
 
 
-# --- every door ------------------------------------------------------------------------------------------------------
-
-
 def scheduled_backups(membership: Membership) -> list[Snapshot]:
     """Two verified snapshots of a schedule that keeps one."""
     volume = VolumeFactory(project=membership.project)
@@ -289,9 +286,6 @@ def test_only_what_is_ready_is_locked_by_the_database() -> None:
             SnapshotLockFactory(snapshot=SnapshotFactory(**{trait: True}))
 
 
-# --- modes -----------------------------------------------------------------------------------------------------------
-
-
 def test_lifting_a_lock_tells_everybody_why(owner: Membership, snapshot: Snapshot) -> None:
     viewer = UserFactory(member_of=ProjectFactory(customer=owner.project.customer), member_of__role=Role.VIEWER)
     held = lock(snapshot, owner.user)
@@ -351,9 +345,6 @@ def test_an_expiry_date_moves_to_the_end_of_the_lock(owner: Membership, snapshot
     expiry.set_expiry(snapshot=snapshot, user=owner.user, day=day_in(15))
 
 
-# --- money -----------------------------------------------------------------------------------------------------------
-
-
 def test_it_costs_every_started_hour_until_the_lock_ends(owner: Membership, snapshot: Snapshot) -> None:
     at = snapshot.ready_at + 2.5 * HOUR
     price = locks.quote_lock(snapshot, snapshot.ready_at + 10 * HOUR, at=at)
@@ -379,9 +370,6 @@ def test_prepaid_credits_cover_all_that_is_locked(owner: Membership, snapshot: S
     with pytest.raises(InsufficientCredit):
         lock(other, owner.user, days=6)
     lock(other, owner.user, days=1)
-
-
-# --- schedules -------------------------------------------------------------------------------------------------------
 
 
 def taking(owner: Membership, lock_days: int) -> BackupRun:
@@ -412,9 +400,6 @@ def test_a_copy_is_locked_as_long_as_credits_cover_it_and_members_are_told(owner
     held = SnapshotLock.objects.get(snapshot=run.snapshot)
     assert 9 * DAY < held.until - timezone.now() <= 10 * DAY
     assert "locks for 30 days" in Notification.objects.get(key=f"lock-shortened:{run.snapshot_id}").text
-
-
-# --- pages -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_asks_until_when_shows_the_cost_and_locks(client: Client, snapshot: Snapshot) -> None:
@@ -481,9 +466,6 @@ def test_the_rule_of_a_schedule_is_set_and_cleared(client: Client, snapshot: Sna
     client.post(url, {"lock_days": ""})
     schedule.refresh_from_db()
     assert schedule.lock_days is None
-
-
-# --- checks and crashes ----------------------------------------------------------------------------------------------
 
 
 def test_fsck_reports_what_is_locked_and_went_missing(snapshot: Snapshot, storage_root: Path) -> None:

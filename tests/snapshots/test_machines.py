@@ -58,9 +58,6 @@ def take_url(vm: VirtualMachine) -> str:
     return reverse("snapshots:take_snapshot_of_machine", args=[vm.pk])
 
 
-# --- list --------------------------------------------------------------------------------------------------------------
-
-
 def test_the_menu_leads_to_the_instances(client: Client) -> None:
     assert '<a class="side-item" href="/instances/" aria-current="page">' in client.get(LIST).text
 
@@ -128,9 +125,6 @@ def test_the_fragment_is_the_same_as_in_the_page(client: Client, vm: VirtualMach
     fragment, page = client.get(LIST, headers=HTMX).text, client.get(LIST).text
 
     assert without_tokens(fragment).strip() == without_tokens(part_of(page, "machine-list"))
-
-
-# --- page --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_shows_the_disks_in_their_order_and_the_snapshots(client: Client, vm: VirtualMachine) -> None:

@@ -90,9 +90,6 @@ def url(name: str, target: Any) -> str:
     return reverse(f"snapshots:{name}", args=[target.pk])
 
 
-# --- the service -------------------------------------------------------------------------------------------------------
-
-
 def test_a_moved_snapshot_belongs_to_the_other_project(
     snapshot: Snapshot, member: Membership, archive: Project
 ) -> None:
@@ -198,9 +195,6 @@ def test_a_snapshot_that_is_moved_while_it_is_taken_is_charged_to_its_new_projec
     assert UsageSegment.objects.get(resource_id=snapshot.pk).project == archive
 
 
-# --- money -------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.both_databases
 @pytest.mark.parametrize(
     ("minutes", "web_hours"),
@@ -243,9 +237,6 @@ def test_a_charge_to_another_project_is_reported(snapshot: Snapshot, archive: Pr
     Snapshot.objects.filter(pk=snapshot.pk).update(project=archive)
     [sentence] = check_usage(START + HOUR)
     assert f"though it belongs to {archive.pk}" in sentence
-
-
-# --- the page ----------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_asks_for_the_project_names_new_readers_and_moves(
@@ -293,9 +284,6 @@ def test_an_automatic_backup_and_an_only_project_have_no_move(
     only = client_for(viewer_of(volume.project, role=Role.MEMBER))
     assert url("move", snapshot) not in only.get(url("snapshot", snapshot)).text
     assert "You aren't a member or owner of any other project" in unescape(only.get(url("move", snapshot)).text)
-
-
-# --- who sees what -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

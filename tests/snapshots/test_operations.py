@@ -298,9 +298,6 @@ def test_old_drafts_are_deleted_and_finished_ones_are_kept(member: Membership, v
     assert set(Draft.objects.all()) == {fresh, used}
 
 
-# --- real worker processes ---------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def start_worker() -> Iterator[Callable[..., forked.Process]]:
     started: list[forked.Process] = []

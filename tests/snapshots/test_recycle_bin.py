@@ -338,8 +338,6 @@ def test_actions_of_the_recycle_bin_are_in_the_activity_log(member: Membership) 
     assert Activity.objects.filter(action__in=["snapshot.bin", "snapshot.put_back"], actor=member.user).count() == 2
 
 
-# --- random histories --------------------------------------------------------------------------------------------------
-
 steps = st.lists(
     st.one_of(st.integers(1, 7200), st.sampled_from([1800, 3599, 3600, 3601, 7200]), st.integers(1, 25 * 86_400)),
     min_size=1,
@@ -384,9 +382,6 @@ def test_histories_with_the_bin_cost_what_the_oracle_says(seconds: list[int], si
         assert not list(check_usage(end))
         assert not list(verification.all_differences(at=end))
         transaction.set_rollback(True)
-
-
-# --- crashes -----------------------------------------------------------------------------------------------------------
 
 
 def taken(member: Membership, storage_root: Path) -> Snapshot:

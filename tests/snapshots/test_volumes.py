@@ -56,9 +56,6 @@ def take_url(volume: Volume) -> str:
     return reverse("snapshots:take_snapshot", args=[volume.pk])
 
 
-# --- list --------------------------------------------------------------------------------------------------------------
-
-
 def test_a_row_says_what_protects_the_volume(client: Client, project: Project) -> None:
     volume = VolumeFactory(project=project, name="web-01-root", size_gb=50, attached=True, vm__name="web-01")
     ready = SnapshotFactory(volume=volume)
@@ -200,9 +197,6 @@ def test_the_fragment_equals_the_same_part_of_the_page(client: Client, project: 
 def without_tokens(html: str) -> list[str] | str:
     """Remove the CSRF tokens, which each response masks differently."""
     return "\n".join(line for line in html.splitlines() if "csrfmiddlewaretoken" not in line)
-
-
-# --- page --------------------------------------------------------------------------------------------------------------
 
 
 def test_the_page_has_facts_snapshots_and_operations(client: Client, project: Project) -> None:

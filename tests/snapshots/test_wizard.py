@@ -496,9 +496,6 @@ def test_prepaid_customers_see_how_long_their_credits_last(client: Client, membe
     assert f"until {day(end.date())}" in page
 
 
-# --- a session that ends -----------------------------------------------------------------------------------------------
-
-
 def test_answers_sent_after_the_session_ended_survive_signing_in(
     client: Client, member: Membership, volume: Volume
 ) -> None:

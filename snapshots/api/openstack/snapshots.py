@@ -43,9 +43,6 @@ FILTERS = {
 }
 
 
-# --- what is answered ------------------------------------------------------------------------------------------------
-
-
 def status_of(snapshot: Snapshot) -> str:
     if snapshot.state in (State.PENDING, State.CREATING):
         return "creating"
@@ -103,9 +100,6 @@ def progress_of(snapshots: list[Snapshot]) -> dict[UUID, str]:
 def answer(call: Call, snapshot_id: UUID | str, *, detailed: bool = False) -> dict[str, Any]:
     [content] = describe_all([get_snapshot(call, str(snapshot_id))], call, detailed=detailed)
     return {"snapshot": with_group(content, call)}
-
-
-# --- handlers --------------------------------------------------------------------------------------------------------
 
 
 def list_of(call: Call, *, detailed: bool) -> dict[str, Any]:

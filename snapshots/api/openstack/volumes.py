@@ -50,9 +50,6 @@ FILTERS = {
 }
 
 
-# --- what is answered ------------------------------------------------------------------------------------------------
-
-
 def status_of(volume: Any) -> str:
     if volume.state != Volume.State.AVAILABLE:
         return str(volume.state)
@@ -118,9 +115,6 @@ def answer(call: Call, volume: Volume) -> dict[str, Any]:
     [content] = describe_all(volumes_of(call).filter(pk=volume.pk), call)
     del content["os-vol-tenant-attr:tenant_id"]  # Cinder has it in GET only.
     return {"volume": content}
-
-
-# --- handlers --------------------------------------------------------------------------------------------------------
 
 
 def list_volumes(call: Call) -> dict[str, Any]:

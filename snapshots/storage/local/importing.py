@@ -179,9 +179,6 @@ def find_disk(image: SourceImage) -> SourceImage:
     return disk
 
 
-# --- references to other files, and whole images ----------------------------------------------------------------------
-
-
 def refuse_references(image: SourceImage, start: bytes) -> None:
     """Raises Refused for an image that refers to other files, or is encrypted.
 
@@ -305,9 +302,6 @@ def cut_off(image: SourceImage) -> Refused:
 
 def refused(sentence: str, path: Path) -> Refused:
     return Refused(sentence % {"path": path})
-
-
-# --- QEMU's tool ------------------------------------------------------------------------------------------------------
 
 
 def qemu_source(image: SourceImage) -> str:

@@ -115,9 +115,6 @@ def balance_seconds(customer: Any) -> float:
     return min(durations)
 
 
-# --- the data ----------------------------------------------------------------------------------------------------------
-
-
 def fill(customers: int) -> None:
     """Create customers whose October is closed. Their usage is inserted in chronological order, as in real life."""
     from billing.models import Invoice, Package, PriceVersion, ServiceKind
@@ -200,10 +197,6 @@ def fill(customers: int) -> None:
                 FROM series"""
             )
             cursor.execute("ANALYZE")
-
-
-# --- hand-written SQL
-# -----------------------------------------------------------------------------------------------------------
 
 
 def rate_by_hand() -> dict[UUID, int]:

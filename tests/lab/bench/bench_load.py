@@ -146,9 +146,6 @@ class Portal:
         raise RuntimeError(f"the portal with {self.count} snapshots ended at {arguments}")
 
 
-# --- in the process of one portal --------------------------------------------------------------------------------------
-
-
 def uuid(number: str) -> str:
     return f"lpad(to_hex(({number})::bigint), 32, '0')::uuid"
 

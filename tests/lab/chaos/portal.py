@@ -63,8 +63,6 @@ def free_port() -> int:
 PORT = free_port()
 
 
-# --- outages -------------------------------------------------------------------------------------------
-
 _outages: list[list[float]] = []  # [from, to] on the monotonic clock, oldest first
 
 
@@ -91,9 +89,6 @@ def seconds_out() -> float:
 
 def was_out(began: float, ended: float) -> bool:
     return any(first <= ended and began <= last for first, last in list(_outages))
-
-
-# --- processes ---------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -198,9 +193,6 @@ def wait_until_ready(seconds: float = 400) -> None:
             answer = str(error)
         time.sleep(0.3)
     raise SystemExit(f"The portal is not ready after {seconds:.0f} s: {answer}. See {FOLDER}/*.log")
-
-
-# --- disturbances ------------------------------------------------------------------------------------------------
 
 
 def kill_program() -> None:

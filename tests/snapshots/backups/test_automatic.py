@@ -75,9 +75,6 @@ def cost(vm: VirtualMachine, at: datetime) -> int:
     return charged.amount_micro if charged else 0
 
 
-# --- the service -----------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.both_databases
 def test_switched_on_it_runs_by_the_locations_schedule_and_costs_20_percent_of_the_machine(
     vm: VirtualMachine, admin: User, now: datetime
@@ -260,9 +257,6 @@ def test_an_administrator_deletes_automatic_backups_except_pinned_ones(
     assert pinned.state == State.READY
 
 
-# --- notifications -----------------------------------------------------------------------------------------------------
-
-
 def notices_of(user: User) -> list[tuple[str, str]]:
     return list(user.notifications.order_by("created_at", "id").values_list("title", "text"))
 
@@ -367,9 +361,6 @@ def test_members_of_a_deleted_machine_are_not_notified_of_the_switch(
     VirtualMachine.objects.update(deleted_at=now + HOUR)
     maintain_schedules(now + 2 * HOUR)
     assert len(notices_of(member.user)) == 1
-
-
-# --- Django admin ----------------------------------------------------------------------------------------------------
 
 
 LIST = "admin:inventory_virtualmachine_changelist"

@@ -100,9 +100,6 @@ def automatic_backup(vm: VirtualMachine, owner: User) -> Snapshot:
     return BackupRunFactory(schedule=schedule, snapshot__size_gb=60).snapshot
 
 
-# --- copies ------------------------------------------------------------------------------------------------------------
-
-
 def test_without_backups_the_page_invites_to_create_one(client: Client, viewer: Client) -> None:
     page = client.get(BACKUPS).text
     assert "Back up your first instance" in page and 'href="/backups/new/"' in page
@@ -225,9 +222,6 @@ def test_a_backup_that_is_being_deleted_cannot_be_pinned(
     assert not backup.is_pinned
 
 
-# --- schedules ---------------------------------------------------------------------------------------------------------
-
-
 def test_a_row_shows_recurrence_last_outcome_and_retention(client: Client, vm: VirtualMachine) -> None:
     weekly = BackupScheduleFactory(vm=vm, weekly=True, weekday=6, at=time(23), retention_count=4)
     BackupRunFactory(schedule=weekly, missed=True)
@@ -302,9 +296,6 @@ def test_the_fragment_of_schedules_is_the_same_as_in_the_page(client: Client, sc
     fragment, page = client.get(SCHEDULES, headers=HTMX).text, client.get(SCHEDULES).text
 
     assert without_tokens(fragment).strip() == without_tokens(part_of(page, "schedule-list"))
-
-
-# --- page of a schedule ------------------------------------------------------------------------------------------------
 
 
 def test_the_page_shows_next_runs_and_outcomes_of_past_ones(client: Client, schedule: BackupSchedule) -> None:
@@ -428,9 +419,6 @@ def test_a_deleted_schedule_is_a_read_only_record(client: Client, vm: VirtualMac
         assert client.post(url(deleted, name)).status_code == 404, name
 
 
-# --- acts --------------------------------------------------------------------------------------------------------------
-
-
 def test_a_schedule_is_edited(client: Client, schedule: BackupSchedule) -> None:
     page = client.get(url(schedule, "edit_schedule")).text
     assert 'value="02:00"' in page and re.search(r'value="daily" checked', page)
@@ -541,9 +529,6 @@ def test_a_schedule_is_deleted_and_its_backups_stay(client: Client, schedule: Ba
     assert names(client.get(BACKUPS)) == [backup.name]
 
 
-# --- what a copy is good for -------------------------------------------------------------------------------------------
-
-
 def test_a_backup_brings_the_machine_back_and_this_is_undone(
     storage_root: Path, client: Client, schedule: BackupSchedule, owner: User
 ) -> None:
@@ -605,9 +590,6 @@ def test_a_backup_is_deleted_and_stops_costing(client: Client, schedule: BackupS
     backup.refresh_from_db()
     assert backup.state == State.DELETED
     assert UsageSegment.objects.get(resource_id=backup.pk).ended_at
-
-
-# --- where else they are shown ------------------------------------------------------------------------------------------
 
 
 def test_the_page_of_a_machine_shows_its_schedules_its_backups_and_the_switch(

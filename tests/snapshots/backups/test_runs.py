@@ -100,9 +100,6 @@ def backup_states(schedule: BackupSchedule) -> list[str]:
     )
 
 
-# --- due -----------------------------------------------------------------------------------------------------------
-
-
 def test_a_due_run_is_started_once_and_done_when_its_backup_is_verified(schedule: BackupSchedule) -> None:
     slot = due_at(schedule)
     assert start_due_runs(slot - timedelta(seconds=1)) == 0
@@ -217,9 +214,6 @@ def test_an_occurrence_planned_again_by_a_slow_clock_does_not_run_twice(
     assert due_at(schedule) == slot
     start_due_runs(slot)
     assert (states(schedule), due_at(schedule)) == ([TAKING], slot + DAY)
-
-
-# --- failures --------------------------------------------------------------------------------------------------------
 
 
 def test_a_failed_run_is_retried_with_backoff_and_fails_after_the_third_try(
@@ -406,9 +400,6 @@ def test_a_backup_that_is_deleted_before_it_is_verified_ends_its_run(
     assert (run.state, run.reason) == (FAILED, "It was deleted before it was verified.")
 
 
-# --- retention -------------------------------------------------------------------------------------------------------
-
-
 def spoil(path: Path) -> None:
     path.chmod(0o600)
     with open(path, "r+b") as file:
@@ -527,9 +518,6 @@ def test_the_backups_of_one_schedule_do_not_count_for_another(schedule: BackupSc
     # which schedule comes last depends on the hour, and its work runs the deletion as well
     assert older in (State.DELETING, State.DELETED)
     assert newer == State.READY
-
-
-# --- machines that go, customers that move ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("check", [maintain_schedules, start_due_runs])

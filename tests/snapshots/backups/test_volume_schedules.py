@@ -103,9 +103,6 @@ def text_of(page: str) -> str:
     return " ".join(unescape(re.sub("<[^>]+>", " ", page[page.index("<main") :])).split())
 
 
-# --- runs ------------------------------------------------------------------------------------------------------------
-
-
 def test_a_volumes_schedule_takes_verified_snapshots_that_are_charged_like_any_other(
     schedule: BackupSchedule, volume: Volume
 ) -> None:
@@ -214,9 +211,6 @@ def test_a_retried_snapshot_continues_its_run_as_the_newest(
     assert (failed.number, failed.state) == (3, BackupRun.State.DONE)
 
 
-# --- life ------------------------------------------------------------------------------------------------------------
-
-
 def test_a_volumes_schedule_is_created_edited_paused_and_resumed(volume: Volume, member: Membership) -> None:
     user = member.user
     schedule = create_schedule(source=volume, user=user, take_one_now=True, **NIGHTLY)
@@ -257,9 +251,6 @@ def test_a_volume_deleted_in_the_cloud_ends_its_schedule(schedule: BackupSchedul
     assert maintain_schedules(at) == 1
     schedule.refresh_from_db()
     assert schedule.deleted_at == at - timedelta(hours=1)
-
-
-# --- project ---------------------------------------------------------------------------------------------------------
 
 
 def test_one_schedule_that_cannot_be_planned_does_not_stop_the_others(schedule: BackupSchedule) -> None:
@@ -346,9 +337,6 @@ def test_schedules_of_the_previous_version_belong_to_the_machines_project(member
     assert BackupSchedule.objects.get().home == member.project
     maintain_schedules(due_at(old) - DAY)
     assert BackupSchedule.objects.get().project == member.project
-
-
-# --- pages -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_volumes_page_leads_to_its_first_scheduled_snapshot(client: Client, volume: Volume, archive: Project) -> None:

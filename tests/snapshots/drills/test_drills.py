@@ -94,9 +94,6 @@ def volume_files(root: Path, disk: DiskImage) -> list[str]:
     return sorted(os.listdir(root / disk.snapshot.location_id / "volumes"))
 
 
-# --- what a drill finds ------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.slow
 def test_a_healthy_disk_is_proven_and_nothing_of_the_drill_remains(
     disk: DiskImage, member: User, storage_root: Path
@@ -186,9 +183,6 @@ def test_an_empty_disk_is_proven_by_its_bytes(plain: DiskImage, member: User) ->
     drill = run_drill(plain, member)
     assert drill.result == Drill.Result.PROVEN
     assert outcomes(drill) == {"restore": PASSED, "checksum": PASSED, "files": SKIPPED}
-
-
-# --- what remains of a drill -------------------------------------------------------------------------------------------
 
 
 def leave_volume(drill: Drill) -> str:
@@ -284,9 +278,6 @@ def test_a_failed_drill_is_started_anew_not_retried(plain: DiskImage, member: Us
     with pytest.raises(InvalidState, match="nothing to retry"):
         retry(operation=operation, user=member)
     assert request_drill(snapshot=plain.snapshot, user=member).operation != operation
-
-
-# --- pages -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -87,9 +87,6 @@ def test_a_damaged_catalogue_is_a_value_error() -> None:
         list(opened.lines())
 
 
-# --- the worker --------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def disk(images: Images, capture: Capture) -> DiskImage:
     return capture(images("ext4"))

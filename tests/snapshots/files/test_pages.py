@@ -82,9 +82,6 @@ def parent_of(pid: str) -> str:
         return ""
 
 
-# --- who ---------------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", WHAT)
 def test_a_viewer_of_files_gets_the_reason_for_the_refusal(
     name: str, disk: DiskImage, project: Project, client_for: Callable[..., Client]
@@ -119,9 +116,6 @@ def test_an_administrator_who_impersonates_a_member_reads_nothing(disk: DiskImag
     request.user, request.impersonator = user, UserFactory(admin=True)
     with pytest.raises(PermissionDenied):
         get_readable(request, disk.snapshot_id)
-
-
-# --- browsing ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_member_walks_from_the_snapshot_to_a_file(disk: DiskImage, client: Client) -> None:
@@ -198,9 +192,6 @@ def test_entries_of_the_same_name_are_distinguished_by_inode(disk: DiskImage, cl
     with_number = client.get(url("download_file", disk), {"path": "/plain.txt", "id": plain.id})
     assert b"".join(with_number) == b"hello\n"
     assert client.get(url("download_file", disk), {"path": "/plain.txt", "id": plain.id + 1}).status_code == 302
-
-
-# --- downloads ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_download_is_recorded(disk: DiskImage, client: Client, user: User) -> None:
@@ -315,9 +306,6 @@ def test_downloads_leave_threads_to_pages(disk: DiskImage, client: Client, monke
     assert "many disks right now" in client.get(url("folder", disk)).text
     end(running)
     assert "plain.txt" in client.get(url("folder", disk)).text
-
-
-# --- what can't be read ------------------------------------------------------------------------------------------------
 
 
 def test_a_damaged_snapshot_is_readable_under_a_warning(disk: DiskImage, client: Client) -> None:

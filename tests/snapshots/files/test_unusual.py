@@ -110,9 +110,6 @@ def test_a_sample_is_bounded_and_takes_from_everywhere() -> None:
     assert {record.path[3:4] for record in sample.files} == {b"0", b"1", b"2", b"3", b"4"}
 
 
-# --- on a disk ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def user(project: Project) -> User:
     return UserFactory(member_of=project, member_of__role=Role.MEMBER)
@@ -167,9 +164,6 @@ def test_encrypted_files_are_called_unusual_with_their_figures(
     assert Snapshot.objects.get(held_at__isnull=False) == usual.snapshot
     history = client.get(reverse("snapshots:volume", args=[volume.pk])).text
     assert history.count("Unusual change") == 1 and "Kept: an unusual change followed" in history
-
-
-# --- what is kept ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -48,9 +48,6 @@ def words(response: Any) -> str:
     return " ".join(unescape(response.text.split("<main")[1]).split())
 
 
-# --- on stored records -------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def stored(project: Project, storage_root: Path) -> Callable[..., list[DiskImage]]:
     """stored(records, …) are the disks of a volume's snapshots, a day apart, with catalogues of these records."""
@@ -227,9 +224,6 @@ def test_an_inode_that_is_used_again_is_no_rename() -> None:
     assert [change.kind for change in comparison.pair_renamed([old], [Record(b"0/b", "f", 1, 5, 7, 0o644)])] == [
         "renamed"
     ]
-
-
-# --- on a disk ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow

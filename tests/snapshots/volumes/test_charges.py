@@ -166,9 +166,6 @@ def test_a_page_of_volumes_has_their_prices_with_two_queries(
     assert quotes[volumes[0].pk].summary == "K 5.00 / Hour / 50 GB"
 
 
-# --- notice of the first price ----------------------------------------------------------------------------------------
-
-
 def test_owners_are_notified_of_the_first_price_when_it_is_planned(
     project: Project, owner: User, location: Location
 ) -> None:
@@ -223,9 +220,6 @@ def test_customers_whose_first_volume_follows_the_planned_price_are_notified(
     for _time in range(2):
         run_due(at=datetime(2090, 2, 1, tzinfo=UTC))
     assert owner.notifications.count() == 1
-
-
-# --- clouds, imports, admin -------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -74,9 +74,6 @@ def read(client: Client, url: str, status: int = 200) -> str:
     return text_of(response)
 
 
-# --- who may -----------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("action", ACTIONS)
 def test_strangers_get_a_404_and_viewers_a_reason(
     client_for: Callable[..., Client], member: Membership, volume: Volume, action: str
@@ -96,9 +93,6 @@ def test_a_deleted_volume_has_only_its_page(client: Client, volume: Volume, acti
     Volume.objects.update(state=Volume.State.DELETING, delete_requested_at=at, deleted_at=at)
     read(client, address(action, volume), 404)
     assert "This volume is deleted" in read(client, address("", volume))
-
-
-# --- page and list -----------------------------------------------------------------------------------------------------
 
 
 def test_the_page_and_the_list_say_what_a_volume_costs(client: Client, volume: Volume) -> None:
@@ -129,9 +123,6 @@ def test_the_menu_offers_what_is_possible(client: Client, volume: Volume, machin
     assert "Detach" in text_of(client.get(url, headers={"HX-Request": "true"}))
 
 
-# --- rename ------------------------------------------------------------------------------------------------------------
-
-
 def test_a_volume_is_renamed(client: Client, volume: Volume) -> None:
     assert client.post(address("rename", volume), {"name": "archive"}).url == address("", volume)
     assert "The volume is now called “archive”." in read(client, address("", volume))
@@ -139,9 +130,6 @@ def test_a_volume_is_renamed(client: Client, volume: Volume) -> None:
     assert refused.status_code == 200 and "x" * 121 in text_of(refused)
     volume.refresh_from_db()
     assert volume.name == "archive"
-
-
-# --- grow --------------------------------------------------------------------------------------------------------------
 
 
 def test_growing_shows_the_price_before_it_asks(client: Client, volume: Volume) -> None:
@@ -182,9 +170,6 @@ def test_a_price_that_changed_is_shown_again(client: Client, volume: Volume) -> 
     Customer.objects.update(volume_gb_quota=60)
     answers = {"size_gb": 80, "shown_hourly_micro": 32_000_000}
     assert "Quota full: 50 of 60 GB" in text_of(client.post(address("grow", volume), answers))
-
-
-# --- attach and detach -------------------------------------------------------------------------------------------------
 
 
 def test_a_volume_is_attached_and_detached(client: Client, volume: Volume, machine: VirtualMachine) -> None:
@@ -234,9 +219,6 @@ def test_where_the_cloud_attaches_nothing_is_offered_and_the_reason_is_given(
     Volume.objects.update(vm=machine)
     assert "in the cloud itself" in read(client, address("detach", volume))
     assert "Detach it in the cloud first" in read(client, address("delete", volume))
-
-
-# --- delete ------------------------------------------------------------------------------------------------------------
 
 
 def test_deleting_explains_the_charge_and_what_stays(client: Client, volume: Volume, member: Membership) -> None:

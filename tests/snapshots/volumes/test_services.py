@@ -94,9 +94,6 @@ def charged(volume: Volume) -> list[tuple[Any, ...]]:
     return [(segment.size_gb, segment.ended_at) for segment in segments]
 
 
-# --- create ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_volume_is_created_empty_and_charged_once_it_is_available(
     storage_root: Path, request_new: Callable[..., Volume], member: Membership
 ) -> None:
@@ -233,9 +230,6 @@ def test_a_cancelled_creation_leaves_nothing(
     assert list(kinds) == [("create_volume", "cancelled"), ("clean_up", "succeeded")]
 
 
-# --- rename ----------------------------------------------------------------------------------------------------------
-
-
 def test_a_renamed_volume_has_its_new_name_on_the_bill(volume: Volume, member: Membership) -> None:
     volume_services.rename_volume(volume=volume, user=member.user, name="archive")
     volume.refresh_from_db()
@@ -243,9 +237,6 @@ def test_a_renamed_volume_has_its_new_name_on_the_bill(volume: Volume, member: M
     assert UsageSegment.objects.get().resource_name == "archive"
     entry = Activity.objects.get(action="volume.rename")
     assert (entry.before, entry.after) == ({"name": "data"}, {"name": "archive"})
-
-
-# --- grow ------------------------------------------------------------------------------------------------------------
 
 
 def test_a_volume_grows_and_is_charged_for_its_new_size(storage_root: Path, volume: Volume, member: Membership) -> None:
@@ -347,9 +338,6 @@ def test_a_volume_of_a_running_machine_does_not_grow(
         volume_services.request_extension(volume=volume, user=member.user, size_gb=5)
 
 
-# --- attach and detach -----------------------------------------------------------------------------------------------
-
-
 def test_volumes_take_the_next_free_position_and_the_root_leaves_last(
     volume: Volume, member: Membership, machine: VirtualMachine
 ) -> None:
@@ -403,9 +391,6 @@ def test_a_volume_in_use_is_neither_attached_grown_nor_deleted(
             action()
 
 
-# --- delete ----------------------------------------------------------------------------------------------------------
-
-
 def test_deleting_a_volume_ends_its_charge_at_once_and_leaves_its_snapshots(
     storage_root: Path, volume: Volume, member: Membership
 ) -> None:
@@ -452,9 +437,6 @@ def test_a_deletion_that_failed_is_retried(
     run_active_operations()
     volume.refresh_from_db()
     assert volume.is_deleted and not image_of(storage_root, volume).exists()
-
-
-# --- rules that the database holds -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

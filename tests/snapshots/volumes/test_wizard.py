@@ -95,9 +95,6 @@ def image_of(storage_root: Path, volume: Volume) -> Path:
     return storage_root / volume.location_id / "volumes" / f"{volume.pk}.img"
 
 
-# --- the way through -------------------------------------------------------------------------------------------------
-
-
 def test_the_wizard_leads_from_a_location_to_an_available_volume(
     client: Client, storage_root: Path, member: Membership, location: Location
 ) -> None:
@@ -208,9 +205,6 @@ def test_a_colleague_with_the_right_role_can_continue_the_draft(
     colleague = MembershipFactory(project=member.project, role=Role.MEMBER).user
     assert confirm(client_for(colleague), draft_of(member, location)).status_code == 302
     assert Operation.objects.get().requested_by == colleague
-
-
-# --- answers ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -338,9 +332,6 @@ def test_an_answer_that_was_typed_as_the_session_ended_is_there_again(
     assert 'value="77"' in client.get(url(draft, "size"), {"size_gb": 77}).text
 
 
-# --- the source ------------------------------------------------------------------------------------------------------
-
-
 def test_only_usable_snapshots_of_the_location_that_the_user_may_use_are_offered(
     client: Client, member: Membership, location: Location, disk: DiskImage
 ) -> None:
@@ -442,9 +433,6 @@ def test_the_review_says_nothing_of_a_project_that_the_user_does_not_see(
     draft = draft_of(keeper, location, disk=disk)
     page = client_for(keeper.user).get(url(draft, "review")).text
     assert "before the update" in page and "Who can read it" not in page
-
-
-# --- the review ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("with_source", [False, True])
