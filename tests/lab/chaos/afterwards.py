@@ -268,12 +268,18 @@ def drills_are_over() -> Iterator[str]:
 
 def planned_too_far(now: datetime) -> list[BackupSchedule]:
     """Return the schedules whose next run was planned by a clock that was ahead, and wasn't corrected."""
-    planned = BackupSchedule.objects.present().filter(next_run_at__isnull=False)
+    planned = BackupSchedule.objects.present().filter(next_run_at__isnull=False).select_related("vm")
     return [
         schedule
         for schedule in planned
-        if schedule.next_run_at and schedule.next_run_at > now + MAX_STEPS[schedule.interval]
+        if schedule.next_run_at and schedule.next_run_at > starts_at(schedule, now) + MAX_STEPS[schedule.interval]
     ]
+
+
+def starts_at(schedule: BackupSchedule, now: datetime) -> datetime:
+    """Return when the schedule may first run, or `now`: automatic backups start days after they are announced."""
+    announced = schedule.vm.automatic_backups_since if schedule.is_automatic and schedule.vm else None
+    return max(now, announced or now)
 
 
 backed_up_in_calm: list[str] = []  # schedules that took one more backup after the disturbances had ended
