@@ -638,9 +638,10 @@ class Administrator(Actor):
 
     def switch_automatic_backups(self) -> bool | None:
         path = self.a_row("inventory/virtualmachine")
-        return (
-            self.post(path.replace("change/", "automatic-backups/"), on=self.random.choice([0, 1, 1])) if path else None
-        )
+        if not path:
+            return None
+        answers = {"on": self.random.choice([0, 1, 1]), "confirmed": "yes"}
+        return self.post(path.replace("change/", "automatic-backups/"), **answers)
 
     def switch_many(self) -> bool | None:
         path = "/admin/inventory/virtualmachine/"
